@@ -1,0 +1,133 @@
+"""What a client asks for: plain frozen dataclasses whose bounds are checked when they are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from worker.sanitizer.errors import InvalidSpecError
+
+MAX_CLASSES = 100_000
+MAX_CHANNELS = 64
+MAX_SIDE = 4096
+
+ArchitectureSource = Literal["builtin", "torchvision", "timm"]
+Criterion = Literal["linf", "l1", "l2", "linf_over_l2"]
+Aggregate = Literal["mean", "max"]
+Inputs = Literal["clean", "triggered", "difference"]
+Order = Literal["descending", "ascending"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InvalidSpecError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchitectureSpec:
+    """Which network the checkpoint's tensors belong to. `options` are typed keyword arguments of the registry."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    source: ArchitectureSource = "builtin"
+    name: str
+    num_classes: int
+    in_channels: int = 3
+    options: dict[str, bool | int | float | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(0 < len(self.name) <= 200, "architecture.name must have 1 to 200 characters")
+        _require(2 <= self.num_classes <= MAX_CLASSES, f"architecture.num_classes must be 2 to {MAX_CLASSES}")
+        _require(1 <= self.in_channels <= MAX_CHANNELS, f"architecture.in_channels must be 1 to {MAX_CHANNELS}")
+        _require(len(self.options) <= 32, "architecture.options may have at most 32 entries")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """Size in pixels, and the per-channel mean and std that normalise pixels in [0, 1]."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.height <= MAX_SIDE, f"input.height must be 1 to {MAX_SIDE}")
+        _require(1 <= self.width <= MAX_SIDE, f"input.width must be 1 to {MAX_SIDE}")
+        _require(1 <= len(self.mean) <= MAX_CHANNELS, f"input.mean must have 1 to {MAX_CHANNELS} entries")
+        _require(len(self.mean) == len(self.std), "input.mean and input.std must have one entry per channel")
+        _require(all(math.isfinite(value) for value in self.mean), "input.mean must be finite")
+        _require(
+            all(math.isfinite(value) and value > 0 for value in self.std), "input.std must be finite and above zero"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyBudget:
+    """Sweep nested masks and keep the strongest that loses at most `max_accuracy_drop` (0.02 is two points)."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    kind: Literal["accuracy_budget"] = "accuracy_budget"
+    max_accuracy_drop: float = 0.02
+    num_points: int = 24
+    max_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.max_accuracy_drop <= 1, "selection.max_accuracy_drop must be 0 to 1")
+        _require(2 <= self.num_points <= 200, "selection.num_points must be 2 to 200")
+        _require(0 < self.max_fraction < 1, "selection.max_fraction must be above 0 and below 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedFraction:
+    """Prune this fraction of the channels in scope, whatever it costs."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    kind: Literal["fixed_fraction"] = "fixed_fraction"
+    fraction: float
+
+    def __post_init__(self) -> None:
+        _require(0 < self.fraction < 1, "selection.fraction must be above 0 and below 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RobustDeviations:
+    """Prune each channel whose score lies more than k robust deviations (1.4826 MAD) from its layer's median."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    kind: Literal["robust_deviations"] = "robust_deviations"
+    k: float
+
+    def __post_init__(self) -> None:
+        _require(0 < self.k <= 1000, "selection.k must be above 0 and at most 1000")
+
+
+Selection = AccuracyBudget | FixedFraction | RobustDeviations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SanitizeSpec:
+    """One sanitization. Every field has a default; the report states every value that was used."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    criterion: Criterion = "linf"
+    aggregate: Aggregate = "mean"
+    inputs: Inputs = "clean"
+    scope: Literal["last_conv", "all_convs"] | list[str] = "all_convs"
+    order: Order = "descending"
+    selection: Selection = field(default_factory=AccuracyBudget)
+    seed: int = 0
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**63, "seed must be 0 to 2^63 - 1")
+        if isinstance(self.scope, list):
+            _require(0 < len(self.scope) <= 10_000, "scope must name 1 to 10000 layers")
