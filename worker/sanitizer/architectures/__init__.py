@@ -1,0 +1,19 @@
+"""Architectures by name: build the network that a checkpoint's tensors belong to."""
+
+from worker.sanitizer.architectures.options import (
+    ArchitectureNotInstalledError,
+    ArchitectureRefusedError,
+    InvalidArchitectureOptionError,
+    UnknownArchitectureError,
+)
+from worker.sanitizer.architectures.registry import MAX_PARAMETERS, build, names
+
+__all__ = [
+    "MAX_PARAMETERS",
+    "ArchitectureNotInstalledError",
+    "ArchitectureRefusedError",
+    "InvalidArchitectureOptionError",
+    "UnknownArchitectureError",
+    "build",
+    "names",
+]

@@ -1,0 +1,134 @@
+"""Architectures of torchvision and timm by allow-listed name. Never a weight is downloaded."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from worker.sanitizer.architectures.options import ArchitectureNotInstalledError
+
+# Name -> the path of the first convolution, which is replaced where the images do not have three channels.
+TORCHVISION_STEMS: dict[str, str] = {
+    "alexnet": "features.0",
+    "convnext_base": "features.0.0",
+    "convnext_small": "features.0.0",
+    "convnext_tiny": "features.0.0",
+    "densenet121": "features.conv0",
+    "densenet161": "features.conv0",
+    "densenet169": "features.conv0",
+    "densenet201": "features.conv0",
+    "efficientnet_b0": "features.0.0",
+    "efficientnet_b1": "features.0.0",
+    "efficientnet_b2": "features.0.0",
+    "efficientnet_b3": "features.0.0",
+    "efficientnet_b4": "features.0.0",
+    "mnasnet1_0": "layers.0",
+    "mobilenet_v2": "features.0.0",
+    "mobilenet_v3_large": "features.0.0",
+    "mobilenet_v3_small": "features.0.0",
+    "resnet101": "conv1",
+    "resnet152": "conv1",
+    "resnet18": "conv1",
+    "resnet34": "conv1",
+    "resnet50": "conv1",
+    "resnext50_32x4d": "conv1",
+    "shufflenet_v2_x1_0": "conv1.0",
+    "squeezenet1_0": "features.0",
+    "squeezenet1_1": "features.0",
+    "vgg11": "features.0",
+    "vgg11_bn": "features.0",
+    "vgg13": "features.0",
+    "vgg13_bn": "features.0",
+    "vgg16": "features.0",
+    "vgg16_bn": "features.0",
+    "vgg19": "features.0",
+    "vgg19_bn": "features.0",
+    "wide_resnet50_2": "conv1",
+}
+# Plain names only: a prefix such as hf-hub: would make timm fetch a configuration from the network.
+TIMM_NAMES: tuple[str, ...] = (
+    "convnext_atto",
+    "convnext_nano",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "efficientnet_b1",
+    "mobilenetv2_100",
+    "mobilenetv3_large_100",
+    "mobilenetv3_small_100",
+    "regnetx_004",
+    "regnety_004",
+    "resnet101",
+    "resnet18",
+    "resnet26",
+    "resnet34",
+    "resnet50",
+    "resnext50_32x4d",
+    "seresnet50",
+    "vgg11_bn",
+    "vgg16_bn",
+    "vgg19_bn",
+    "wide_resnet50_2",
+)
+
+
+def torchvision_builder(name: str) -> Callable[..., nn.Module]:
+    """Return a builder of torchvision's `name`; torchvision is imported when the builder is called."""
+
+    def builder(*, num_classes: int, in_channels: int) -> nn.Module:
+        library = _import("torchvision.models", source="torchvision")
+        network: nn.Module = getattr(library, name)(weights=None, num_classes=num_classes)
+        if in_channels != 3:
+            _replace_stem(network, TORCHVISION_STEMS[name], in_channels)
+        return network
+
+    return builder
+
+
+def timm_builder(name: str) -> Callable[..., nn.Module]:
+    """Return a builder of timm's `name`; timm is imported when the builder is called."""
+
+    def builder(*, num_classes: int, in_channels: int) -> nn.Module:
+        library = _import("timm", source="timm")
+        network: nn.Module = library.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+        return network
+
+    return builder
+
+
+def _import(module: str, *, source: str) -> ModuleType:
+    # The import must not happen under the registry's meta device: a library may make tensors while it is imported.
+    try:
+        with torch.device("cpu"):
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ArchitectureNotInstalledError(
+            f"architectures of '{source}' need the package '{error.name}', which this worker does not have; install it "
+            f"(pip install 'lustrate[{source}]') or choose a builtin architecture"
+        ) from error
+    except (ImportError, RuntimeError) as error:
+        # torchvision raises RuntimeError where its compiled operators do not fit the installed torch.
+        raise ArchitectureNotInstalledError(
+            f"the package '{source}' on this worker does not fit its torch and cannot be imported; install the build "
+            "made for this torch or choose a builtin architecture"
+        ) from error
+
+
+def _replace_stem(network: nn.Module, path: str, in_channels: int) -> None:
+    stem = network.get_submodule(path)
+    if not isinstance(stem, nn.Conv2d) or stem.groups != 1 or isinstance(stem.padding, str):
+        raise TypeError(f"{path} is not the plain first convolution that the allow-list says it is")
+    parent_path, _, attribute = path.rpartition(".")
+    replacement = nn.Conv2d(
+        in_channels,
+        stem.out_channels,
+        kernel_size=(stem.kernel_size[0], stem.kernel_size[1]),
+        stride=(stem.stride[0], stem.stride[1]),
+        padding=(stem.padding[0], stem.padding[1]),
+        bias=stem.bias is not None,
+    )
+    setattr(network.get_submodule(parent_path), attribute, replacement)
