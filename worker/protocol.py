@@ -1,0 +1,101 @@
+"""What the supervisor and its child say to one another: one request line in, JSON lines of events out."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from worker.sanitizer.spec import ArchitectureSpec, InputSpec, SanitizeSpec
+
+MAX_EVENT_BYTES = 64 * 1024
+MAX_MESSAGE_CHARACTERS = 2000
+_CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One job, as the child reads it. Paths are absolute; the child opens nothing else of ours."""
+
+    checkpoint_path: str
+    clean_path: str
+    triggered_path: str | None
+    target_class: int | None
+    output_path: str
+    report_path: str
+    architecture: ArchitectureSpec
+    input: InputSpec
+    spec: SanitizeSpec
+    threads: int  # 0: as many as torch chooses
+    max_file_bytes: int
+
+    def to_payload(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The child runs; `network` says what it can reach: "none" or "inherited"."""
+
+    network: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the job is."""
+
+    phase: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The checkpoint and the report lie at their paths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The job cannot be done, and another attempt would not help."""
+
+    code: str
+    message: str
+
+
+Event = Started | Progress | Succeeded | Refused
+
+
+class ProtocolError(Exception):
+    """A line that is not an event. Whoever writes one is not trusted with another."""
+
+
+def encode(event: Event) -> bytes:
+    """Return the event as one line."""
+    name = type(event).__name__.lower()
+    return json.dumps({"event": name, **asdict(event)}, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> Event:
+    """Return the event of one line. The child parses hostile files, so its lines are checked like foreign input.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("not JSON") from error
+    match fields:
+        case {"event": "started", "network": "none" | "inherited" as network}:
+            return Started(network)
+        case {"event": "progress", "phase": str(phase), "done": int(done), "total": int(total)}:
+            if len(phase) <= 200 and 0 <= done <= total < 2**53:
+                return Progress(phase, done, total)
+        case {"event": "succeeded"}:
+            return Succeeded()
+        case {"event": "refused", "code": str(code), "message": str(message)}:
+            if _CODE.fullmatch(code):
+                return Refused(code, message[:MAX_MESSAGE_CHARACTERS])
+    raise ProtocolError("not an event")
