@@ -1,0 +1,168 @@
+"""One job's material: the network in memory, the clean images split once, the trigger samples split once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from worker.sanitizer import checkpoint as checkpoints
+from worker.sanitizer import dataset
+from worker.sanitizer.architectures import build
+from worker.sanitizer.checkpoint import Checkpoint
+from worker.sanitizer.errors import InvalidSpecError, SanitizerError
+from worker.sanitizer.evaluate import accuracy
+from worker.sanitizer.network import Network, from_module
+from worker.sanitizer.spec import ArchitectureSpec, InputSpec
+
+# Profile, select, hold out; the report's accuracy comes from the last part alone.
+CLEAN_FRACTIONS = (0.4, 0.3, 0.3)
+# Guide, score.
+TRIGGERED_FRACTIONS = (0.5, 0.5)
+# A model that is hardly better than guessing on its own clean set was declared wrongly, or is not worth a job.
+CHANCE_FACTOR = 2.0
+CHANCE_CEILING = 0.9
+# Below this many profiling images of the rarest class the report warns.
+FEW_PER_CLASS = 10
+
+
+class NearChanceError(SanitizerError):
+    """The model does not classify the clean set: declaration and checkpoint do not fit each other."""
+
+    code = "clean_accuracy_near_chance"
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Pixels (N, C, H, W) in [0, 1] and labels (N,), None where the client sent none."""
+
+    pixels_NCHW: Tensor
+    labels_N: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.pixels_NCHW)
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels of a set that must have them."""
+        assert self.labels_N is not None
+        return self.labels_N
+
+    def take(self, index: Tensor) -> Images:
+        """The images at these positions."""
+        return Images(self.pixels_NCHW[index], None if self.labels_N is None else self.labels_N[index])
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Everything that a recipe may look at, and the held-out parts that it may not.
+
+    Attributes:
+        checkpoint: The suspect as it was read, in its own dtypes.
+        network: The suspect in float32 on the device.
+        num_classes: K.
+        profile: Clean images to profile and repair with.
+        select: Clean images to choose with.
+        holdout: Clean images that only the report looks at.
+        guide: Trigger samples that may guide, where the specification says so.
+        score: Trigger samples that only the report looks at.
+        target_class: The class that the client says the trigger leads to.
+        clean_format: Format of the clean set's file.
+        triggered_format: Format of the trigger samples' file.
+    """
+
+    checkpoint: Checkpoint
+    network: Network
+    num_classes: int
+    profile: Images
+    select: Images
+    holdout: Images
+    guide: Images | None
+    score: Images | None
+    target_class: int | None
+    clean_format: str
+    triggered_format: str | None
+
+
+def load_network(
+    path: Path, architecture: ArchitectureSpec, input_spec: InputSpec, target: torch.device
+) -> tuple[Checkpoint, Network]:
+    """Read a checkpoint and put its tensors into its architecture, in float32 on the device.
+
+    Raises:
+        SanitizerError: The file, the architecture or their match is refused.
+    """
+    if len(input_spec.mean) != architecture.in_channels:
+        raise InvalidSpecError("input.mean and input.std must have one entry for each of architecture.in_channels.")
+    checkpoint = checkpoints.read(path)
+    module = build(architecture)
+    checkpoints.match(checkpoint, module.state_dict())
+    # strict=False: `match` has already decided which absences are harmless.
+    module.load_state_dict(dict(checkpoint.tensors), strict=False)
+    return checkpoint, from_module(module.float().to(target), input_spec)
+
+
+def load(
+    *,
+    checkpoint_path: Path,
+    clean_path: Path,
+    triggered_path: Path | None,
+    architecture: ArchitectureSpec,
+    input_spec: InputSpec,
+    target_class: int | None,
+    seed: int,
+    target: torch.device,
+) -> Case:
+    """Read and check everything a job was given, before any work starts.
+
+    Raises:
+        SanitizerError: Something is refused; its code says what.
+    """
+    clean, clean_format = _images(clean_path, architecture, input_spec, "clean")
+    triggered, triggered_format = None, None
+    if triggered_path is not None:
+        triggered, triggered_format = _images(triggered_path, architecture, input_spec, "triggered")
+    if target_class is not None and not 0 <= target_class < architecture.num_classes:
+        raise InvalidSpecError(f"target_class must be 0 to {architecture.num_classes - 1}.")
+    checkpoint, network = load_network(checkpoint_path, architecture, input_spec, target)
+    profile, select, holdout = (clean.take(i) for i in dataset.split(clean.labels, CLEAN_FRACTIONS, seed))
+    guide, score = None, None
+    if triggered is not None:
+        # Without labels the samples are one stratum.
+        strata = triggered.labels_N
+        strata = torch.zeros(len(triggered), dtype=torch.int64) if strata is None else strata
+        guide, score = (triggered.take(i) for i in dataset.split(strata, TRIGGERED_FRACTIONS, seed))
+    case = Case(
+        checkpoint, network, architecture.num_classes, profile, select, holdout, guide, score, target_class,
+        clean_format, triggered_format,
+    )  # fmt: skip
+    _refuse_near_chance(case, clean)
+    return case
+
+
+def _images(
+    path: Path, architecture: ArchitectureSpec, input_spec: InputSpec, kind: dataset.Kind
+) -> tuple[Images, str]:
+    read = dataset.read(path)
+    dataset.check(
+        read,
+        num_classes=architecture.num_classes,
+        in_channels=architecture.in_channels,
+        height=input_spec.height,
+        width=input_spec.width,
+        kind=kind,
+    )
+    return Images(dataset.pixels(read.images_NCHW), read.labels_N), read.format
+
+
+def _refuse_near_chance(case: Case, clean: Images) -> None:
+    seen = accuracy(case.network, clean.pixels_NCHW, clean.labels)
+    chance = float(torch.bincount(clean.labels).max()) / len(clean)
+    if seen < min(CHANCE_FACTOR * chance, CHANCE_CEILING * (1 + chance) / 2):
+        raise NearChanceError(
+            f"The model classifies {seen:.1%} of the clean set correctly, where always guessing the most frequent "
+            f"class would reach {chance:.1%}. Does the input normalisation (input.mean, input.std) fit the model, and "
+            "are the labels in the model's class order?"
+        )

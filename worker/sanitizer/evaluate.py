@@ -1,0 +1,52 @@
+"""Judge a network on images: predictions, rates, and how sure a rate is.
+
+Shapes: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from worker.sanitizer.activations import batched
+from worker.sanitizer.network import Network
+from worker.sanitizer.report import Estimate
+
+Z_95 = 1.959963984540054
+
+
+def predict(network: Network, pixels_NCHW: Tensor) -> Tensor:
+    """The most probable class of each image, (N,) int64 on the CPU."""
+    with torch.no_grad():
+        parts = [network(batch.to(network.device)).argmax(dim=1).cpu() for batch in batched(pixels_NCHW)]
+    return torch.cat(parts)
+
+
+def accuracy(network: Network, pixels_NCHW: Tensor, labels_N: Tensor) -> float:
+    """Share of images predicted as their label."""
+    return float((predict(network, pixels_NCHW) == labels_N).double().mean())
+
+
+def recalls(predicted_N: Tensor, labels_N: Tensor, num_classes: int) -> Tensor:
+    """Per class the share of its images predicted as it, (K,) float64; NaN for a class without images."""
+    hits_K = torch.bincount(labels_N[predicted_N == labels_N], minlength=num_classes).double()
+    return hits_K / torch.bincount(labels_N, minlength=num_classes).double()
+
+
+def wilson(hits: int, num_images: int) -> Estimate:
+    """A proportion with its 95 % Wilson score interval (Wilson, JASA 1927).
+
+    Raises:
+        ValueError: There are no images.
+    """
+    if num_images <= 0:
+        raise ValueError("a proportion of no images")
+    share = hits / num_images
+    scale = 1 + Z_95**2 / num_images
+    centre = (share + Z_95**2 / (2 * num_images)) / scale
+    half = Z_95 / scale * math.sqrt(share * (1 - share) / num_images + Z_95**2 / (4 * num_images**2))
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and 1 the interval touches the value; rounding must not let it fall just beside.
+    return Estimate(value=share, low=min(low, share), high=max(high, share), num_images=num_images)

@@ -1,0 +1,161 @@
+"""What a job answers: plain frozen dataclasses of JSON types, and their canonical text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A proportion with its 95 % Wilson interval."""
+
+    value: float
+    low: float
+    high: float
+    num_images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Clean accuracy (ACC) on the held-out split, before and after."""
+
+    before: Estimate
+    after: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackSuccess:
+    """Attack success rate (ASR) on the trigger samples that guided nothing; never an estimate.
+
+    `robust_accuracy_*` (RA) is the share of triggered images predicted as their true label, when labels were given.
+    """
+
+    status: Literal["measured", "not_measurable"]
+    reason: str
+    target_class: int | None = None
+    target_class_source: Literal["supplied", "modal_prediction"] | None = None
+    before: Estimate | None = None
+    after: Estimate | None = None
+    robust_accuracy_before: Estimate | None = None
+    robust_accuracy_after: Estimate | None = None
+    num_of_target_class_left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """One nested mask of the sweep, judged on the selection split."""
+
+    num_pruned: int
+    fraction: float
+    accuracy: float
+    admissible: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormSummary:
+    """A layer's distribution of one norm over its channels."""
+
+    median: float
+    maximum: float
+    deviation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One prunable layer: its statistics and what was silenced in it."""
+
+    name: str
+    kind: Literal["conv", "norm"]
+    num_channels: int
+    in_scope: bool
+    num_pruned: int
+    pruned_channels: list[int]
+    tensors: list[str]
+    norms: dict[str, NormSummary]
+    scores: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorDigest:
+    """The SHA-256 of one tensor's bytes, before and after."""
+
+    name: str
+    changed: bool
+    sha256_before: str
+    sha256_after: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileDigest:
+    """One file that went in or came out."""
+
+    role: Literal["checkpoint", "clean_set", "triggered_set", "sanitized_checkpoint"]
+    format: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The point that was chosen, and why."""
+
+    num_pruned: int
+    num_in_scope: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """How many clean images served what; the parts are disjoint and stratified by class."""
+
+    num_profile: int
+    num_select: int
+    num_holdout: int
+    num_triggered_guide: int
+    num_triggered_score: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """Where the numbers come from."""
+
+    lustrate: str
+    python: str
+    torch: str
+    packages: dict[str, str]
+    device: str
+    device_name: str
+    seed: int
+    num_threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The evidence of one job."""
+
+    schema_version: int
+    spec: dict[str, object]
+    architecture: dict[str, object]
+    input: dict[str, object]
+    accuracy: Accuracy
+    attack_success: AttackSuccess
+    split: Split
+    choice: Choice
+    curve: list[CurvePoint]
+    layers: list[Layer]
+    skipped_layers: dict[str, str]
+    tensors: list[TensorDigest]
+    files: list[FileDigest]
+    environment: Environment
+    seconds: dict[str, float]
+    warnings: list[str]
+
+
+def to_json(report: Report) -> str:
+    """Canonical JSON: sorted keys, no NaN."""
+    return json.dumps(dataclasses.asdict(report), sort_keys=True, allow_nan=False, ensure_ascii=False)

@@ -1,0 +1,152 @@
+"""The one place that knows the order of the steps: load, profile, score, sweep, choose, bake, prove, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from worker.sanitizer import case as cases
+from worker.sanitizer import checkpoint as checkpoints
+from worker.sanitizer import device, evidence, masks, scoring
+from worker.sanitizer.case import Case
+from worker.sanitizer.errors import InvalidSpecError
+from worker.sanitizer.prune import prune
+from worker.sanitizer.report import SCHEMA_VERSION, Report, Split
+from worker.sanitizer.spec import ArchitectureSpec, InputSpec, SanitizeSpec
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(slots=True)
+class Clock:
+    """Announces each phase and measures how long it took."""
+
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str, total: int = 1) -> Iterator[Callable[[int], None]]:
+        """Time the block; what it yields is called with the size of each step done."""
+        done = 0
+
+        def advance(step: int) -> None:
+            nonlocal done
+            done = min(total, done + step)
+            self.progress(name, done, total)
+
+        started = time.perf_counter()
+        self.progress(name, 0, total)
+        yield advance
+        self.progress(name, total, total)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
+
+
+def sanitize(
+    *,
+    checkpoint_path: Path,
+    clean_path: Path,
+    output_path: Path,
+    architecture: ArchitectureSpec,
+    input_spec: InputSpec,
+    spec: SanitizeSpec,
+    triggered_path: Path | None = None,
+    target_class: int | None = None,
+    progress: Progress = lambda _phase, _done, _total: None,
+) -> Report:
+    """Sanitize one checkpoint.
+
+    Args:
+        checkpoint_path: The suspect.
+        clean_path: The clean labelled set.
+        output_path: Where the sanitized checkpoint goes, in the suspect's format.
+        architecture: Which network the tensors belong to.
+        input_spec: Size and normalisation.
+        spec: What to do.
+        triggered_path: Trigger samples; half of them score and never guide.
+        target_class: The class that the trigger leads to, if the client knows it.
+        progress: Called with phase, done and total.
+
+    Returns:
+        The report; the checkpoint lies at `output_path`.
+
+    Raises:
+        SanitizerError: A refusal, with its code.
+    """
+    if spec.inputs != "clean" and triggered_path is None:
+        raise InvalidSpecError(f"spec.inputs `{spec.inputs}` needs a triggered dataset. Send one, or use `clean`.")
+    target = device.choose(spec.device)
+    clock = Clock(progress)
+    with device.deterministic(spec.seed):
+        with clock.phase("load"):
+            case = cases.load(
+                checkpoint_path=checkpoint_path,
+                clean_path=clean_path,
+                triggered_path=triggered_path,
+                architecture=architecture,
+                input_spec=input_spec,
+                target_class=target_class,
+                seed=spec.seed,
+                target=target,
+            )
+        with clock.phase("score_before"):
+            before = scoring.score(case)
+        outcome = prune(case, spec, clock.phase)
+        with clock.phase("write"):
+            after_tensors = masks.bake(case.checkpoint.tensors, case.network, outcome.mask)
+            case.checkpoint.write(output_path, after_tensors)
+        with clock.phase("score_after"):
+            # What is scored is the file: read it back as its user will.
+            written = checkpoints.read(output_path)
+            case.network.load(written.tensors)
+            after = scoring.score(case)
+        with clock.phase("prove"):
+            digests = evidence.tensor_digests(case.checkpoint.tensors, written.tensors)
+            files = [evidence.file_digest("checkpoint", case.checkpoint.format, checkpoint_path)]
+            files.append(evidence.file_digest("clean_set", case.clean_format, clean_path))
+            if triggered_path is not None and case.triggered_format is not None:
+                files.append(evidence.file_digest("triggered_set", case.triggered_format, triggered_path))
+            files.append(evidence.file_digest("sanitized_checkpoint", written.format, output_path))
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        spec=dataclasses.asdict(spec),
+        architecture=dataclasses.asdict(architecture),
+        input=dataclasses.asdict(input_spec),
+        accuracy=scoring.accuracy(case, before, after),
+        attack_success=scoring.attack_success(case, before, after),
+        split=_split(case),
+        choice=outcome.choice,
+        curve=outcome.curve,
+        layers=evidence.layers(case.network, outcome.statistics, outcome.scores, outcome.mask),
+        skipped_layers=dict(case.network.skipped),
+        tensors=digests,
+        files=files,
+        environment=evidence.environment(target, spec.seed),
+        seconds=clock.seconds,
+        warnings=_warnings(case, outcome.choice.num_pruned),
+    )
+
+
+def _split(case: Case) -> Split:
+    return Split(
+        num_profile=len(case.profile),
+        num_select=len(case.select),
+        num_holdout=len(case.holdout),
+        num_triggered_guide=0 if case.guide is None else len(case.guide),
+        num_triggered_score=0 if case.score is None else len(case.score),
+    )
+
+
+def _warnings(case: Case, num_pruned: int) -> list[str]:
+    warnings = []
+    rarest = int(torch.bincount(case.profile.labels, minlength=case.num_classes).min())
+    if rarest < cases.FEW_PER_CLASS:
+        warnings.append(f"The rarest class has {rarest} images to profile with; send more for a steadier result.")
+    if num_pruned == 0:
+        warnings.append("Nothing was pruned: the checkpoint that comes back is the one that was sent.")
+    return warnings
