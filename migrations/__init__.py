@@ -1,0 +1,1 @@
+"""Alembic migrations, found by service.db beside its own package."""

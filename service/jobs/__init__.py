@@ -1,0 +1,26 @@
+"""The life of a job: submit, cancel and read it; claim and finish it under a lease; reap what was lost.
+
+Every function takes the session factory first and runs its own short transactions. The row decides who owns a job.
+"""
+
+from service.jobs.leases import Claim, HeartbeatAnswer, claim, fail, finish_cancelled, heartbeat, release, succeed
+from service.jobs.reaping import mark_sent, reap
+from service.jobs.requests import cancel, get, list_jobs, report, submit
+
+__all__ = [
+    "Claim",
+    "HeartbeatAnswer",
+    "cancel",
+    "claim",
+    "fail",
+    "finish_cancelled",
+    "get",
+    "heartbeat",
+    "list_jobs",
+    "mark_sent",
+    "reap",
+    "release",
+    "report",
+    "submit",
+    "succeed",
+]
