@@ -1,0 +1,382 @@
+"""Every reason for which an uploaded file is refused: one class and one stable code per rule.
+
+Archives and safetensors files can hold a checkpoint or a dataset, so their refusals belong to both trees.
+"""
+
+from __future__ import annotations
+
+from worker.sanitizer.errors import SanitizerError
+
+
+class CheckpointRefusedError(SanitizerError):
+    """The checkpoint is not accepted."""
+
+    code = "checkpoint_refused"
+
+
+class DatasetRefusedError(SanitizerError):
+    """The dataset is not accepted."""
+
+    code = "dataset_refused"
+
+
+class UploadRefusedError(CheckpointRefusedError, DatasetRefusedError):
+    """A container that both kinds of upload may come in is not accepted."""
+
+    code = "upload_refused"
+
+
+class EmptyUploadError(UploadRefusedError):
+    """The file has no bytes."""
+
+    code = "empty_upload"
+
+
+class UnreadableUploadError(UploadRefusedError):
+    """The operating system does not give us the file."""
+
+    code = "unreadable_upload"
+
+
+# Zip archives ---------------------------------------------------------------------------------------------------------
+
+
+class CorruptArchiveError(UploadRefusedError):
+    """The zip directory and the bytes do not agree, or the file is cut off."""
+
+    code = "corrupt_archive"
+
+
+class ArchiveTooLargeError(UploadRefusedError):
+    """More members, or more bytes once unpacked, than a limit allows."""
+
+    code = "archive_too_large"
+
+
+class EncryptedArchiveError(UploadRefusedError):
+    """A member is encrypted."""
+
+    code = "encrypted_archive"
+
+
+class ArchivePathRefusedError(UploadRefusedError):
+    """A member has an absolute name, a `..`, a backslash, or is a link."""
+
+    code = "archive_path_refused"
+
+
+class DuplicateMemberError(UploadRefusedError):
+    """Two members have one name (or names that differ in case only)."""
+
+    code = "duplicate_archive_member"
+
+
+class UnsupportedCompressionError(UploadRefusedError):
+    """A member is neither stored nor deflated."""
+
+    code = "unsupported_compression"
+
+
+# safetensors ----------------------------------------------------------------------------------------------------------
+
+
+class CorruptSafetensorsError(UploadRefusedError):
+    """The header is not the JSON that the format prescribes, or it does not fit the bytes."""
+
+    code = "corrupt_safetensors"
+
+
+class HeaderTooLargeError(UploadRefusedError):
+    """The JSON header is above the limit."""
+
+    code = "header_too_large"
+
+
+class TooManyTensorsError(UploadRefusedError):
+    """More tensors than the limit."""
+
+    code = "too_many_tensors"
+
+
+class UnsupportedDtypeError(UploadRefusedError):
+    """A number format that we do not read."""
+
+    code = "unsupported_dtype"
+
+
+class AbsurdShapeError(UploadRefusedError):
+    """Too many or too large dimensions, as in an empty tensor of 2^60 columns."""
+
+    code = "absurd_tensor_shape"
+
+
+# Checkpoints ----------------------------------------------------------------------------------------------------------
+
+
+class UnknownCheckpointFormatError(CheckpointRefusedError):
+    """Neither safetensors nor a torch zip."""
+
+    code = "unknown_checkpoint_format"
+
+
+class CorruptCheckpointError(CheckpointRefusedError):
+    """A torch zip whose pickle or storages are damaged."""
+
+    code = "corrupt_checkpoint"
+
+
+class LegacyCheckpointError(CheckpointRefusedError):
+    """The tar or stacked-pickle format from before torch 1.6."""
+
+    code = "legacy_checkpoint"
+
+
+class BarePickleError(CheckpointRefusedError):
+    """A pickle outside a torch zip (pickle.dump, joblib, dill)."""
+
+    code = "bare_pickle"
+
+
+class TorchScriptError(CheckpointRefusedError):
+    """A TorchScript program."""
+
+    code = "torchscript"
+
+
+class ExportedProgramError(CheckpointRefusedError):
+    """A `.pt2` archive of torch.export."""
+
+    code = "exported_program"
+
+
+class PickledModuleError(CheckpointRefusedError):
+    """The pickle names Python objects other than tensors and plain containers."""
+
+    code = "pickled_module"
+
+
+class DeflatedMemberError(CheckpointRefusedError):
+    """A member of a torch zip is compressed; torch.save never does that."""
+
+    code = "deflated_member"
+
+
+class UnknownMemberError(CheckpointRefusedError):
+    """A member that torch.save does not write."""
+
+    code = "unknown_archive_member"
+
+
+class UnsupportedPickleError(CheckpointRefusedError):
+    """Another pickle protocol, or instructions that torch's restricted loader lacks."""
+
+    code = "unsupported_pickle"
+
+
+class CheckpointTooComplexError(CheckpointRefusedError):
+    """The pickle is too long, nests too deeply, refers to itself or has too many entries."""
+
+    code = "checkpoint_too_complex"
+
+
+class UnsupportedTensorError(CheckpointRefusedError):
+    """A sparse, quantized, nested, meta or otherwise not dense strided tensor."""
+
+    code = "unsupported_tensor"
+
+
+class TensorExceedsStorageError(CheckpointRefusedError):
+    """A tensor declares more elements than its storage holds, as a stride of 0 does."""
+
+    code = "tensor_exceeds_storage"
+
+
+class UnsupportedByteOrderError(CheckpointRefusedError):
+    """Saved on a big-endian machine."""
+
+    code = "unsupported_byte_order"
+
+
+class NoStateDictError(CheckpointRefusedError):
+    """No state dict was found where one is looked for."""
+
+    code = "no_state_dict"
+
+
+class SeveralStateDictsError(CheckpointRefusedError):
+    """More than one entry could be the model; we do not guess."""
+
+    code = "several_state_dicts"
+
+
+class NonFiniteWeightsError(CheckpointRefusedError):
+    """NaN or infinity in a weight. `tensor` is its name."""
+
+    code = "non_finite_weights"
+
+    def __init__(self, message: str, *, tensor: str) -> None:
+        super().__init__(message)
+        self.tensor = tensor
+
+
+class ArchitectureMismatchError(CheckpointRefusedError):
+    """Keys, shapes or kinds of numbers are not those of the named architecture."""
+
+    code = "architecture_mismatch"
+
+    def __init__(self, message: str, *, num_missing: int, num_unexpected: int, num_different: int) -> None:
+        super().__init__(message)
+        self.num_missing = num_missing
+        self.num_unexpected = num_unexpected
+        self.num_different = num_different
+
+
+class TiedTensorsDisagreeError(CheckpointRefusedError):
+    """Two names share one memory in the checkpoint, and were given different new values."""
+
+    code = "tied_tensors_disagree"
+
+
+# Datasets -------------------------------------------------------------------------------------------------------------
+
+
+class UnknownDatasetFormatError(DatasetRefusedError):
+    """Neither npz, safetensors nor a zip of class folders."""
+
+    code = "unknown_dataset_format"
+
+
+class CorruptDatasetError(DatasetRefusedError):
+    """An array or image cannot be read."""
+
+    code = "corrupt_dataset"
+
+
+class DatasetTooLargeError(DatasetRefusedError):
+    """Too many images or bytes once unpacked."""
+
+    code = "dataset_too_large"
+
+
+class MissingArrayError(DatasetRefusedError):
+    """No array named `images`."""
+
+    code = "missing_images"
+
+
+class ObjectArrayError(DatasetRefusedError):
+    """An array of Python objects, which only a pickle can hold."""
+
+    code = "object_array"
+
+
+class ImageDtypeError(DatasetRefusedError):
+    """Pixels are neither uint8 nor floating point."""
+
+    code = "wrong_image_dtype"
+
+
+class ImageShapeError(DatasetRefusedError):
+    """Not three or four dimensions."""
+
+    code = "wrong_image_shape"
+
+
+class AmbiguousLayoutError(DatasetRefusedError):
+    """The shape can be read as NCHW and as NHWC."""
+
+    code = "ambiguous_image_layout"
+
+
+class LabelArrayError(DatasetRefusedError):
+    """Labels are not one integer per image."""
+
+    code = "wrong_label_array"
+
+
+class FolderLayoutError(DatasetRefusedError):
+    """The zip is not a folder of images per class."""
+
+    code = "wrong_folder_layout"
+
+
+class NestedArchiveError(DatasetRefusedError):
+    """An archive inside the archive."""
+
+    code = "nested_archive"
+
+
+class ImageTooLargeError(DatasetRefusedError):
+    """An image has more pixels than the limit."""
+
+    code = "image_too_large"
+
+
+class ImageSizesDifferError(DatasetRefusedError):
+    """The images are not all of one size."""
+
+    code = "image_sizes_differ"
+
+
+class NoImagesError(DatasetRefusedError):
+    """There is no image at all."""
+
+    code = "empty_dataset"
+
+
+class NonFinitePixelsError(DatasetRefusedError):
+    """NaN or infinity among the pixels."""
+
+    code = "non_finite_pixels"
+
+
+class PixelRangeError(DatasetRefusedError):
+    """Floating-point pixels outside [0, 1]."""
+
+    code = "pixels_out_of_range"
+
+
+class WrongChannelsError(DatasetRefusedError):
+    """Another number of channels than the model's input."""
+
+    code = "wrong_channels"
+
+
+class WrongSizeError(DatasetRefusedError):
+    """Another height or width than the model's input."""
+
+    code = "wrong_image_size"
+
+
+class LabelsMissingError(DatasetRefusedError):
+    """A clean set without labels."""
+
+    code = "labels_missing"
+
+
+class LabelsOutOfRangeError(DatasetRefusedError):
+    """A label below 0 or not below the number of classes."""
+
+    code = "labels_out_of_range"
+
+
+class WrongClassCountError(DatasetRefusedError):
+    """The number of named class folders is not the model's number of classes."""
+
+    code = "wrong_class_count"
+
+
+class SingleClassError(DatasetRefusedError):
+    """All images have one label."""
+
+    code = "single_class"
+
+
+class TooFewPerClassError(DatasetRefusedError):
+    """Classes with fewer images than are needed. `classes` are their labels."""
+
+    code = "too_few_per_class"
+
+    def __init__(self, message: str, *, classes: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.classes = classes
