@@ -1,0 +1,86 @@
+"""What a person sees: live progress of a job, and its report as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+MAX_CHANNELS_SHOWN = 12
+
+Json = dict[str, Any]
+
+
+@contextmanager
+def live_progress(console: Console) -> Iterator[Callable[[Json], None]]:
+    """Yield a callback for `Client.wait`. Where the output is no terminal it prints one line a phase."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("queued", total=None)
+        seen = ""
+
+        def on_progress(job: Json) -> None:
+            nonlocal seen
+            now = job.get("progress") or {}
+            where = job["state"] if job["state"] != "running" else job.get("phase") or "running"
+            progress.update(bar, description=where, completed=now.get("done") or 0, total=now.get("total"))
+            if where != seen and not console.is_terminal:
+                console.print(f"  {where}")
+            seen = where
+
+        yield on_progress
+
+
+def print_report(console: Console, report: Json) -> None:
+    """Print what the report says in short: the figures before and after, and what was pruned where."""
+    figures = Table(title="On images that guided nothing", title_justify="left")
+    for column in ("", "before", "after", "images"):
+        figures.add_column(column, justify="left" if not column else "right")
+    accuracy, attack = report["accuracy"], report["attack_success"]
+    _add_figure(figures, "clean accuracy", accuracy["before"], accuracy["after"])
+    if attack["status"] == "measured":
+        _add_figure(figures, "attack success", attack["before"], attack["after"])
+        if attack.get("robust_accuracy_after"):
+            before, after = attack["robust_accuracy_before"], attack["robust_accuracy_after"]
+            _add_figure(figures, "triggered images read right", before, after)
+    console.print(figures)
+    if attack["status"] != "measured":
+        console.print(f"attack success: {attack['status']} ({attack['reason']})")
+    console.print(_pruned(report["layers"]))
+    choice = report["choice"]
+    console.print(f"{choice['num_pruned']} of {choice['num_in_scope']} channels pruned: {choice['reason']}")
+    for warning in report["warnings"]:
+        console.print(f"[yellow]warning:[/yellow] {warning}")
+
+
+def print_records(console: Console, records: list[Json], columns: tuple[str, ...]) -> None:
+    """Print records as a table of some of their fields."""
+    table = Table(*columns)
+    for record in records:
+        table.add_row(*("" if record.get(column) is None else str(record[column]) for column in columns))
+    console.print(table)
+
+
+def _add_figure(table: Table, name: str, before: Json, after: Json) -> None:
+    table.add_row(name, _percent(before), _percent(after), str(after["num_images"]))
+
+
+def _percent(estimate: Json) -> str:
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} %  ({low:.1f} to {high:.1f})"
+
+
+def _pruned(layers: list[Json]) -> Table:
+    table = Table(title="Pruned", title_justify="left")
+    for column in ("layer", "pruned", "of", "channels"):
+        table.add_column(column, justify="left" if column in ("layer", "channels") else "right")
+    for layer in layers:
+        if layer["num_pruned"]:
+            shown = ", ".join(map(str, layer["pruned_channels"][:MAX_CHANNELS_SHOWN]))
+            more = ", ..." if layer["num_pruned"] > MAX_CHANNELS_SHOWN else ""
+            table.add_row(layer["name"], str(layer["num_pruned"]), str(layer["num_channels"]), shown + more)
+    return table
