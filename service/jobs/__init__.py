@@ -3,7 +3,17 @@
 Every function takes the session factory first and runs its own short transactions. The row decides who owns a job.
 """
 
-from service.jobs.leases import Claim, HeartbeatAnswer, claim, fail, finish_cancelled, heartbeat, release, succeed
+from service.jobs.leases import (
+    Claim,
+    HeartbeatAnswer,
+    claim,
+    fail,
+    finish_cancelled,
+    hand_back,
+    heartbeat,
+    release,
+    succeed,
+)
 from service.jobs.reaping import mark_sent, reap
 from service.jobs.requests import cancel, get, list_jobs, report, submit
 
@@ -15,6 +25,7 @@ __all__ = [
     "fail",
     "finish_cancelled",
     "get",
+    "hand_back",
     "heartbeat",
     "list_jobs",
     "mark_sent",

@@ -171,9 +171,23 @@ def release(sessions: sessionmaker[Session], claim: Claim, code: str, message: s
     """
     if claim.attempt >= claim.max_attempts:
         return fail(sessions, claim, code, message)
+    return _give_back(sessions, claim, error_code=code, error_message=message[:MAX_ERROR_MESSAGE])
+
+
+def hand_back(sessions: sessionmaker[Session], claim: Claim) -> bool:
+    """Give the job back because its worker is told to stop: the attempt does not count. False: the lease was lost.
+
+    A job whose client asked for its cancellation is cancelled instead.
+    """
+    return _give_back(sessions, claim, attempt=JobRow.attempt - 1)
+
+
+def _give_back(sessions: sessionmaker[Session], claim: Claim, **values: Any) -> bool:  # noqa: ANN401
     with db.writing(sessions) as session:
         at = db.now(session)
         cancelling = JobRow.state == CANCELLING
+        if "error_code" in values:
+            values = {name: case((cancelling, None), else_=value) for name, value in values.items()}
         statement = (
             update(JobRow)
             .where(*_owned(claim))
@@ -184,8 +198,7 @@ def release(sessions: sessionmaker[Session], claim: Claim, code: str, message: s
                 lease_until=None,
                 sent_at=None,
                 num_sent=0,
-                error_code=case((cancelling, None), else_=code),
-                error_message=case((cancelling, None), else_=message[:MAX_ERROR_MESSAGE]),
+                **values,
             )
             .returning(JobRow.id)
         )
