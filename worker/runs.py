@@ -234,7 +234,10 @@ class _Attempt:
         return Ending.FINISHED if written else Ending.LOST
 
     def _given_back(self, code: str, message: str) -> Ending:
-        return Ending.GIVEN_BACK if jobs.release(self._sessions, self._claim, code, message) else Ending.LOST
+        """Let another attempt be made; after the last one the job has failed."""
+        if not jobs.release(self._sessions, self._claim, code, message):
+            return Ending.LOST
+        return Ending.FINISHED if self._claim.attempt >= self._claim.max_attempts else Ending.GIVEN_BACK
 
     def _log(self, outcome: Outcome) -> None:
         log.info(

@@ -1,0 +1,70 @@
+"""A child that takes a real request, and whose clean set says how it should go wrong."""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+ESTIMATE = {"value": 0.9, "low": 0.8, "high": 1.0, "num_images": 10}
+
+
+def report(request: dict[str, object], sha256: str, size: int) -> dict[str, object]:
+    return {
+        "schema_version": 1,
+        "spec": request["spec"],
+        "architecture": request["architecture"],
+        "input": request["input"],
+        "accuracy": {"before": ESTIMATE, "after": ESTIMATE},
+        "attack_success": {"status": "not_measurable", "reason": "no trigger samples"},
+        "split": dict.fromkeys(
+            ("num_profile", "num_select", "num_holdout", "num_triggered_guide", "num_triggered_score"), 1
+        ),
+        "choice": {"num_pruned": 0, "num_in_scope": 1, "reason": "none"},
+        "curve": [],
+        "layers": [],
+        "skipped_layers": {},
+        "tensors": [],
+        "files": [{"role": "sanitized_checkpoint", "format": "safetensors", "size_bytes": size, "sha256": sha256}],
+        "environment": {
+            "lustrate": "0",
+            "python": "3",
+            "torch": "2",
+            "packages": {},
+            "device": "cpu",
+            "device_name": "cpu",
+            "seed": 0,
+            "num_threads": 1,
+        },
+        "seconds": {},
+        "warnings": [],
+    }
+
+
+def main() -> None:
+    request = json.loads(sys.stdin.readline())
+    fault = Path(request["clean_path"]).read_text()
+    output, data = Path(request["output_path"]), Path(request["checkpoint_path"]).read_bytes()[::-1]
+    if fault == "hang":
+        time.sleep(600)
+    elif fault == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif fault == "refuse":
+        sys.stdout.write('{"event":"refused","code":"class_too_rare","message":"Send more."}\n')
+        return
+    elif fault == "link":
+        output.symlink_to("/etc/passwd")
+    elif fault == "huge":
+        os.truncate(os.open(output, os.O_CREAT | os.O_WRONLY), request["max_file_bytes"] + 1)
+    elif fault != "nothing":
+        output.write_bytes(data)
+    sha256 = hashlib.sha256(b"another" if fault == "another" else data).hexdigest()
+    text = "{}" if fault == "bad_report" else json.dumps(report(request, sha256, len(data)))
+    Path(request["report_path"]).write_text(text)
+    sys.stdout.write('{"event":"progress","phase":"write","done":1,"total":1}\n{"event":"succeeded"}\n')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+import subprocess
+import sys
+from pathlib import Path
+
+from service import broker
+from service.settings import Settings
+from worker.app import StopFlag, make_app
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def test_importing_the_tasks_and_the_app_imports_no_torch():
+    program = "import sys, worker.tasks, worker.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_app_knows_both_tasks_and_both_queues(tmp_path):
+    app = make_app(Settings.from_env({"LUSTRATE_DATA_DIR": str(tmp_path)}))
+    assert {broker.TASK_SANITIZE, broker.TASK_REAP} <= set(app.tasks)
+    assert set(app.amqp.queues) == {broker.QUEUE_JOBS, broker.QUEUE_UPKEEP}
+
+
+def test_the_stop_flag_is_up_when_its_last_holder_lets_go():
+    flag = StopFlag()
+    assert not flag.is_raised()
+    flag.raise_()
+    assert flag.is_raised()
+    flag.raise_()
+    assert flag.is_raised()
