@@ -8,6 +8,7 @@ import os
 import select
 import sys
 
+import structlog
 from celery import Celery, signals
 
 from service import broker
@@ -19,11 +20,13 @@ SOFT_SHUTDOWN_SECONDS = 10.0
 POOL_START_SECONDS = 60.0
 PR_SET_DUMPABLE = 4
 
+log = structlog.get_logger(__name__)
+
 OPTIONS = {
     # One job at a time: a GPU is not shared, and the child uses all the cores that it may.
     # No talk among workers: they meet in the jobs table, and reconnecting with mingle or gossip has hung workers
     # (celery issues 8030 and 8091).
-    "worker": "--pool prefork --concurrency 1 --loglevel INFO --without-mingle --without-gossip --without-heartbeat",
+    "worker": "--pool prefork --concurrency 1 --loglevel WARNING --without-mingle --without-gossip --without-heartbeat",
     "beat": "--loglevel WARNING",
 }
 
@@ -105,7 +108,11 @@ def _connect(celery: Celery, settings: Settings) -> None:
         stop.raise_()
         station().warm()
 
+    def on_ready(**_: object) -> None:
+        log.info("worker_ready", pid=os.getpid())
+
     def on_shutting_down(**_: object) -> None:
+        log.info("worker_stopping", pid=os.getpid())
         stop.raise_()
 
     def on_process_shutdown(**_: object) -> None:
@@ -115,6 +122,7 @@ def _connect(celery: Celery, settings: Settings) -> None:
     tasks.register(celery, station)
     signals.worker_init.connect(on_worker_init, weak=False)
     signals.worker_process_init.connect(on_process_init, weak=False)
+    signals.worker_ready.connect(on_ready, weak=False)
     signals.worker_shutting_down.connect(on_shutting_down, weak=False)
     signals.worker_process_shutdown.connect(on_process_shutdown, weak=False)
 
@@ -133,7 +141,7 @@ def main() -> None:
     settings = Settings.from_env()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(KeyboardInterrupt):
-        make_app(settings).start([which, *OPTIONS[which].split()])
+        make_app(settings).start(["--quiet", which, *OPTIONS[which].split()])
 
 
 if __name__ == "__main__":
