@@ -252,6 +252,7 @@ PERSID = b"(X\x07\0\0\0storagectorch\n%s\nX\x01\0\0\0%sX\x03\0\0\0cpuM%stQ"
         (b"\x80\x02ctorch._utils\n_rebuild_qtensor\n)R.", "unsupported_tensor"),
         (b"\x80\x02c_codecs\nencode\nX\x02\0\0\0idX\x05\0\0\0rot13\x86R.", "unsupported_pickle"),
         (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "unsupported_pickle"),
+        (b"\x80\x02S'\\d'\n.", "unsupported_pickle"),
         (b"\x80\x02X\xff\xff\xff\xffa.", "corrupt_checkpoint"),
         (b"\x80\x02X\x02\0\0\0\xff\xfe.", "corrupt_checkpoint"),
         (b"\x80\x02X\x01\0\0\0aQ.", "corrupt_checkpoint"),
