@@ -129,10 +129,11 @@ def test_a_network_without_batch_norm_is_initialised_for_relu():
     torch.manual_seed(0)
     network = build(spec("small_vgg", width=32, batch_norm=False))
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
-    last = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)][-1]
-    expected = (2 / (last.out_channels * 9)) ** 0.5  # He, fan-out
-    assert last.weight.std().item() == pytest.approx(expected, rel=0.03)
-    assert not last.bias.any()
+    third = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)][2]
+    assert third.in_channels != third.out_channels
+    expected = (2 / (third.in_channels * 9)) ** 0.5  # He, fan-in
+    assert third.weight.std().item() == pytest.approx(expected, rel=0.03)
+    assert not third.bias.any()
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ class _Vgg(nn.Module):
         for module in self.features:
             # Without batch norm the default initialisation starves the later layers; He et al. 2015 (arXiv 1502.01852).
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
