@@ -11,7 +11,7 @@ import sys
 import structlog
 from celery import Celery, signals
 
-from service import broker
+from service import broker, logs
 from service.settings import Settings
 from worker import tasks
 from worker.tasks import Station
@@ -138,6 +138,7 @@ def main() -> None:
     which = sys.argv[1] if len(sys.argv) == 2 else ""
     if which not in OPTIONS:
         raise SystemExit("usage: python -m worker.app worker|beat")
+    logs.configure()
     settings = Settings.from_env()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(KeyboardInterrupt):

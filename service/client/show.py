@@ -39,14 +39,14 @@ def print_report(console: Console, report: Json) -> None:
     """Print what the report says in short: the figures before and after, and what was pruned where."""
     figures = Table(title="On images that guided nothing", title_justify="left")
     for column in ("", "before", "after", "images"):
-        figures.add_column(column, justify="left" if not column else "right")
+        figures.add_column(column, justify="left" if not column else "right", no_wrap=True)
     accuracy, attack = report["accuracy"], report["attack_success"]
     _add_figure(figures, "clean accuracy", accuracy["before"], accuracy["after"])
     if attack["status"] == "measured":
         _add_figure(figures, "attack success", attack["before"], attack["after"])
         if attack.get("robust_accuracy_after"):
             before, after = attack["robust_accuracy_before"], attack["robust_accuracy_after"]
-            _add_figure(figures, "triggered images read right", before, after)
+            _add_figure(figures, "robust accuracy", before, after)
     console.print(figures)
     if attack["status"] != "measured":
         console.print(f"attack success: {attack['status']} ({attack['reason']})")
@@ -71,7 +71,7 @@ def _add_figure(table: Table, name: str, before: Json, after: Json) -> None:
 
 def _percent(estimate: Json) -> str:
     value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} %  ({low:.1f} to {high:.1f})"
+    return f"{value:.1f} % ({low:.1f}-{high:.1f})"
 
 
 def _pruned(layers: list[Json]) -> Table:

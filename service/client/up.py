@@ -22,7 +22,15 @@ STOP_SECONDS = 15.0
 POLL_SECONDS = 0.1
 
 COMMANDS = {
-    "api": ["-m", "uvicorn", "--factory", "service.app:create_from_env", "--timeout-graceful-shutdown", "5"],
+    "api": [
+        "-m",
+        "uvicorn",
+        "--factory",
+        "service.app:create_from_env",
+        "--no-access-log",
+        "--timeout-graceful-shutdown",
+        "5",
+    ],
     "worker": ["-m", "worker.app", "worker"],
     "beat": ["-m", "worker.app", "beat"],
 }
@@ -49,6 +57,7 @@ class Embedded:
         self._environment = dict(os.environ) | {
             "LUSTRATE_DATA_DIR": str(data_dir.absolute()),
             "LUSTRATE_HOST": host,
+            "LUSTRATE_LOG": "text",
             "LUSTRATE_PORT": str(self.port),
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
