@@ -6,6 +6,7 @@ import struct
 from collections import Counter, OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -76,6 +77,27 @@ def test_wrappers_and_prefixes_are_undone_and_come_back(tmp_path, wrap, wrapper,
         expected = pruned if name == prefix + "0.weight" else before[name]
         assert bytes_of(after[name]) == bytes_of(expected)
         assert after[name].dtype == expected.dtype
+
+
+def test_an_attack_result_with_numpy_arrays_comes_back_whole(tmp_path):
+    state = {
+        "original_index_array": np.arange(6).reshape(2, 3),
+        "poison_indicator": np.array([True, False]),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "data_dict": {np.int64(4): {"path": "bd/4.png", "other_info": [np.int64(1), np.float32(0.5)]}},
+    }
+    path = save(tmp_path / "in.pt", {"model_name": "m", "num_classes": 10, "model": weights(), "bd_test": state})
+    checkpoint = read(path)
+    checkpoint.write(tmp_path / "out.pt", {"0.bias": torch.zeros(4)})
+    after = torch.load(tmp_path / "out.pt", weights_only=False)
+    assert after["model"]["0.bias"].tolist() == [0] * 4
+    assert repr(after["bd_test"]) == repr(state)
+    for name in ("original_index_array", "poison_indicator", "fortran"):
+        assert type(after["bd_test"][name]) is np.ndarray
+        assert after["bd_test"][name].dtype == state[name].dtype
+        assert after["bd_test"][name].flags.f_contiguous == state[name].flags.f_contiguous
+    assert type(next(iter(after["bd_test"]["data_dict"]))) is np.int64
+    assert read(tmp_path / "out.pt").wrapper == "model"
 
 
 def test_some_keys_with_a_prefix_are_left_alone(tmp_path):

@@ -10,6 +10,7 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -189,6 +190,12 @@ def test_a_directory_of_a_million_entries_is_refused_before_it_is_parsed(tmp_pat
         ({"a": torch.ones(2, dtype=torch.complex64)}, "unsupported_tensor"),
         ({"model": STATE, "storage": torch.ones(2).untyped_storage()}, "unsupported_tensor"),
         ({"model": STATE, "names": {"a", "b"}}, "pickled_module"),
+        ({"model": STATE, "x": np.array([{}, None])}, "corrupt_checkpoint"),
+        ({"model": STATE, "x": np.array(["text"])}, "corrupt_checkpoint"),
+        ({"model": STATE, "x": np.arange(3, dtype=">i4")}, "corrupt_checkpoint"),
+        ({"model": STATE, "x": np.zeros(3, [("a", "i4")])}, "corrupt_checkpoint"),
+        ({"model": STATE, "x": np.dtype("i4")}, "unsupported_pickle"),
+        ({"model": STATE, "x": np.ndarray}, "unsupported_pickle"),
         ({"model": STATE, ("a", 1): 2}, "unsupported_pickle"),
         ({"model": STATE, "class": OrderedDict}, "unsupported_pickle"),
     ],
@@ -309,7 +316,10 @@ def test_a_damaged_or_absurd_safetensors_file_is_refused(tmp_path, data, code):
     assert refusal(tmp_path, data) == code
 
 
-VALID = {"zip": torch_bytes({"model": STATE, "epoch": 3}), "safetensors": safetensors_bytes(STATE)}
+VALID = {
+    "zip": torch_bytes({"model": STATE, "epoch": 3, "index": np.arange(3), "one": np.float32(1)}),
+    "safetensors": safetensors_bytes(STATE),
+}
 
 
 @pytest.mark.parametrize("kind", sorted(VALID))

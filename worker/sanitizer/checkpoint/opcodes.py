@@ -48,16 +48,25 @@ _DTYPES = tuple(
     f"torch {name}"
     for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 )
+# What these calls return, where it can be filled later; any other call returns a plain value.
+_FILLABLE = {
+    _ORDERED_DICT: "ordered",
+    "collections Counter": "counter",
+    "numpy dtype": "dtype",
+    "numpy.core.multiarray _reconstruct": "array",
+    "numpy._core.multiarray _reconstruct": "array",
+}
 _CALLABLE = (
+    *_FILLABLE,
+    "numpy.core.multiarray scalar",
+    "numpy._core.multiarray scalar",
     _REBUILD_TENSOR,
     _REBUILD_PARAMETER,
-    _ORDERED_DICT,
     _ENCODE,
-    "collections Counter",
     "torch Size",
     "torch device",
 )
-_ALLOWED = frozenset((*_CALLABLE, *_DTYPES, *(f"torch {name}" for name in STORAGE_ITEM_BYTES)))
+_ALLOWED = frozenset(("numpy ndarray", *_CALLABLE, *_DTYPES, *(f"torch {name}" for name in STORAGE_ITEM_BYTES)))
 _OTHER_TENSORS = (
     "torch._utils _rebuild_",
     "torch._tensor _rebuild_from_type",
@@ -162,7 +171,7 @@ class _Machine:
             stack.append(self.call(stack.pop(), arguments))
         elif name == "BUILD":
             stack.pop()
-            self.require(stack[-1], ("ordered",))
+            self.require(stack[-1], ("ordered", "dtype", "array"))
         elif name == "PROTO":
             if argument != 2:
                 raise UnsupportedPickleError(
@@ -226,7 +235,7 @@ class _Machine:
             if len(arguments) != 2 or not isinstance(arguments[0], str) or arguments[1] != "latin1":
                 raise UnsupportedPickleError("a byte string of the checkpoint has an unusual codec; save it again")
             return _Inert("bytes")
-        return _Inert({_ORDERED_DICT: "ordered", "collections Counter": "counter"}.get(function.name, "value"))
+        return _Inert(_FILLABLE.get(function.name, "value"))
 
     def tensor(self, arguments: tuple[object, ...]) -> None:
         if len(arguments) not in (6, 7):

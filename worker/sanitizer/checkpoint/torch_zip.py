@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worker.sanitizer import archives
 from worker.sanitizer.archives import Member
-from worker.sanitizer.checkpoint import opcodes, tree
+from worker.sanitizer.checkpoint import numpy_values, opcodes, tree
 from worker.sanitizer.refusals import (
     CheckpointTooComplexError,
     CorruptCheckpointError,
@@ -77,7 +77,8 @@ def read(path: Path) -> TorchZip:
                 f"storage {key[:20]!r} is missing or not of the size that the checkpoint declares; save it again"
             )
     try:
-        root = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with torch.serialization.safe_globals(numpy_values.STAND_INS):
+            root = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except _LOADER_ERRORS as error:
         raise CorruptCheckpointError(
             "torch cannot load the checkpoint; save it again with torch.save(model.state_dict(), path)"

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from worker.sanitizer.checkpoint.numpy_values import NUMBERS, ArrayRecord
 from worker.sanitizer.refusals import CheckpointTooComplexError, UnsupportedPickleError, UnsupportedTensorError
 
 MAX_DEPTH = 32
 MAX_ENTRIES = 1_000_000
 
-_LEAVES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_LEAVES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, ArrayRecord)
 _KEYS = (type(None), bool, int, float, str, bytes)
 
 
@@ -70,7 +71,7 @@ class _Check:
         if isinstance(node, Tensor):
             _check_tensor(node)
             return 0
-        if type(node) in _LEAVES:
+        if type(node) in _LEAVES or isinstance(node, NUMBERS):
             return 0
         self.open.add(id(node))
         result = 1 + max((self.height(child, depth + 1) for child in self.children(node)), default=0)
@@ -86,7 +87,7 @@ class _Check:
                 raise _foreign(f"an {type(node).__name__} with attributes")
             self.count(len(node))
             for key in dict.keys(node):
-                if type(key) not in _KEYS:
+                if type(key) not in _KEYS and not isinstance(key, NUMBERS):
                     raise _foreign(f"a dictionary key of type {type(key).__name__}")
             yield from dict.values(node)
             if type(node) is not dict:
