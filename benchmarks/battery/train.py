@@ -156,6 +156,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.device == "cuda":
+        # Both must be set before the first use of the device. An operation without a deterministic form warns.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     folder = cache_folder()
     chosen = [config for config in all_models() if fnmatch.fnmatch(config.name, options.only)]
     if not chosen:
