@@ -73,5 +73,12 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
             "unacked_restore_throttle": 1,
             "socket_connect_timeout": CONNECT_SECONDS,
             "socket_keepalive": True,
+            # A Redis that accepts and never answers must not hold a request for ever. A worker's blocking reads
+            # last one second, so this is no limit to them.
+            "socket_timeout": 3 * CONNECT_SECONDS,
+            # One more try when a connection is refused, not the default's six seconds of them.
+            "max_retries": 1,
+            "interval_start": 0.1,
+            "interval_step": 0.1,
         }
     return {}

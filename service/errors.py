@@ -90,3 +90,9 @@ class UnavailableError(ServiceError):
     """Something that the service needs is away for now."""
 
     status, code, title = 503, "unavailable", "Unavailable"
+
+
+class InsufficientStorageError(ServiceError):
+    """There is no room for the body."""
+
+    status, code, title = 507, "insufficient_storage", "Insufficient storage"

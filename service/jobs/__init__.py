@@ -15,12 +15,14 @@ from service.jobs.leases import (
     succeed,
 )
 from service.jobs.reaping import mark_sent, reap
-from service.jobs.requests import cancel, get, list_jobs, report, submit
+from service.jobs.requests import Result, cancel, checkpoint, get, list_jobs, report, submit
 
 __all__ = [
     "Claim",
     "HeartbeatAnswer",
+    "Result",
     "cancel",
+    "checkpoint",
     "claim",
     "fail",
     "finish_cancelled",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import case, select, update
@@ -22,6 +23,17 @@ from service.tables import (
     JobRow,
     ModelRow,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The sanitized checkpoint of a job; its format is that of the model it came from."""
+
+    sha256: str
+    size: int
+    format: str | None
+    model_id: str
+    model_name: str | None
 
 
 def submit(
@@ -127,20 +139,35 @@ def report(sessions: sessionmaker[Session], tenant: str, job_id: str) -> str:
         NotFoundError: job_not_found.
         ConflictError: job_not_finished, job_failed, job_cancelled.
     """
-    job = finished(sessions, tenant, job_id)
+    job = _finished(sessions, tenant, job_id)
     with sessions() as session:
         text = session.scalar(select(JobRow.report).where(JobRow.id == job.id))
     assert text is not None
     return text
 
 
-def finished(sessions: sessionmaker[Session], tenant: str, job_id: str) -> JobRow:
-    """The row of a job that succeeded.
+def checkpoint(sessions: sessionmaker[Session], tenant: str, job_id: str) -> Result:
+    """Where the finished job's checkpoint is, and what to call it.
 
     Raises:
         NotFoundError: job_not_found.
         ConflictError: job_not_finished, job_failed, job_cancelled.
     """
+    job = _finished(sessions, tenant, job_id)
+    assert job.checkpoint_sha256 is not None
+    assert job.checkpoint_size is not None
+    with sessions() as session:
+        model = session.get_one(ModelRow, job.model_id)
+    return Result(
+        sha256=job.checkpoint_sha256,
+        size=job.checkpoint_size,
+        format=model.format,
+        model_id=model.id,
+        model_name=model.name,
+    )
+
+
+def _finished(sessions: sessionmaker[Session], tenant: str, job_id: str) -> JobRow:
     job = get(sessions, tenant, job_id)
     if job.state in OPEN_STATES:
         raise ConflictError(f"the job is {job.state}; ask again when it has ended", code="job_not_finished")

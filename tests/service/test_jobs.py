@@ -377,3 +377,14 @@ def test_the_clock_is_the_databases(sessions, submit, claim):
         past = db.now(session) - timedelta(milliseconds=1)
         session.execute(update(JobRow).where(JobRow.id == job.id).values(lease_until=past))
     assert claim(job, "worker-2").attempt == 2
+
+
+def test_a_worker_that_is_told_to_stop_hands_the_job_back_without_an_attempt(sessions, submit, claim):
+    job = submit()
+    taken = claim(job)
+    assert jobs.hand_back(sessions, taken)
+    row = jobs.get(sessions, TENANT, job.id)
+    assert (row.state, row.attempt, row.token) == ("queued", 0, 1)
+    assert reap(sessions) == [job.id]
+    assert claim(job).token == 2, "the token still rises, so the old owner stays fenced off"
+    assert not jobs.hand_back(sessions, taken)

@@ -1,0 +1,138 @@
+"""What a file is, by its first bytes and its length. Nothing is parsed here: that is the isolated child's work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from service.errors import UnprocessableError
+
+ModelFormat = Literal["safetensors", "torch_zip"]
+DatasetFormat = Literal["npz", "safetensors", "image_zip"]
+
+MAX_SAFETENSORS_HEADER_BYTES = 4 * 1024 * 1024
+# A zip ends with its directory's end record: 22 bytes and a comment of at most 64 KiB.
+_ZIP_TAIL_BYTES = 22 + 65_535
+_HEAD_BYTES = 1024
+
+_SAVE_MODEL = (
+    "Save the weights with safetensors.torch.save_file(model.state_dict(), path), "
+    "or with torch.save(model.state_dict(), path), and upload that file."
+)
+_SAVE_DATASET = (
+    "Save it with numpy.savez(path, images=images, labels=labels), images of shape (N, C, H, W), as safetensors with "
+    "the same two tensors, or as a zip of one folder of PNG or JPEG files per class, and upload that file."
+)
+
+# First bytes that name what was sent instead. A refusal that knows what it sees is worth more than 'unknown format'.
+_KNOWN: tuple[tuple[bytes, str], ...] = (
+    (b"\x1f\x8b", "a gzip file; unpack it first"),
+    (b"BZh", "a bzip2 file; unpack it first"),
+    (b"\xfd7zXZ\x00", "an xz file; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file; unpack it first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
+    (b"PK\x05\x06", "an empty zip archive"),
+    (b"\x89HDF", "an HDF5 (Keras) file"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x93NUMPY", "a single .npy array"),
+    (b"\x89PNG", "a single PNG image"),
+    (b"\xff\xd8\xff", "a single JPEG image"),
+    (b"PAR1", "a Parquet file"),
+    (b"%PDF", "a PDF document"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to; fetch it with git lfs pull"),
+)
+
+
+def of_model(path: Path) -> ModelFormat:
+    """The format of a checkpoint.
+
+    Raises:
+        UnprocessableError: unsupported_checkpoint_format, truncated_content.
+    """
+    code = "unsupported_checkpoint_format"
+    head = _head(path)
+    if _is_safetensors(head):
+        _check_safetensors_length(head, path.stat().st_size, code, _SAVE_MODEL)
+        return "safetensors"
+    if head.startswith(b"PK\x03\x04"):
+        name = _first_member(head)
+        if name.endswith((".npy", ".png", ".jpg", ".jpeg")):
+            raise _refuse(code, "a zip archive of arrays or images, not of weights", _SAVE_MODEL)
+        _check_zip_end(path)
+        return "torch_zip"
+    raise _refuse(code, _describe(head), _SAVE_MODEL)
+
+
+def of_dataset(path: Path) -> DatasetFormat:
+    """The format of a set of images.
+
+    Raises:
+        UnprocessableError: unsupported_dataset_format, truncated_content.
+    """
+    code = "unsupported_dataset_format"
+    head = _head(path)
+    if _is_safetensors(head):
+        _check_safetensors_length(head, path.stat().st_size, code, _SAVE_DATASET)
+        return "safetensors"
+    if head.startswith(b"PK\x03\x04"):
+        name = _first_member(head)
+        if name.endswith(".pkl"):
+            raise _refuse(code, "a file of torch.save, not a set of images", _SAVE_DATASET)
+        _check_zip_end(path)
+        return "npz" if name.endswith(".npy") else "image_zip"
+    raise _refuse(code, _describe(head), _SAVE_DATASET)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """Eight bytes of header length, then JSON that begins with a brace."""
+    return len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\x00\x00"
+
+
+def _check_safetensors_length(head: bytes, size: int, code: str, advice: str) -> None:
+    header_bytes = int.from_bytes(head[:8], "little")
+    if header_bytes > MAX_SAFETENSORS_HEADER_BYTES:
+        limit = f"a safetensors file whose header is longer than {MAX_SAFETENSORS_HEADER_BYTES} bytes"
+        raise _refuse(code, limit, advice)
+    if 8 + header_bytes > size:
+        raise _truncated("a safetensors file that ends within its header")
+
+
+def _check_zip_end(path: Path) -> None:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _ZIP_TAIL_BYTES))
+        if b"PK\x05\x06" not in file.read():
+            raise _truncated("a zip archive without its end")
+
+
+def _first_member(head: bytes) -> str:
+    """The name in the zip's first local header, as far as the first bytes go."""
+    length = int.from_bytes(head[26:28], "little")
+    return head[30 : 30 + length].decode("utf-8", "replace").lower()
+
+
+def _describe(head: bytes) -> str:
+    for magic, description in _KNOWN:
+        if head.startswith(magic):
+            return description
+    if head[257:262] == b"ustar":
+        return "a tar archive (the legacy form of torch.save, or a packed folder)"
+    if head[:1] == b"\x80" and head[1:2] in {b"\x01", b"\x02", b"\x03", b"\x04", b"\x05"}:
+        return "a bare pickle, which can run code when it is loaded"
+    if head.lstrip()[:1] == b"<":
+        return "an HTML or XML page; perhaps a download led to a login or an error page"
+    if head.lstrip()[:1] in {b"{", b"["}:
+        return "JSON text"
+    return "of an unknown format"
+
+
+def _refuse(code: str, what: str, advice: str) -> UnprocessableError:
+    return UnprocessableError(f"the body is {what}. {advice}", code=code)
+
+
+def _truncated(what: str) -> UnprocessableError:
+    return UnprocessableError(f"the body is {what}: it was cut off; upload the whole file", code="truncated_content")
