@@ -11,7 +11,7 @@ import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from service.errors import ServiceError, UnavailableError, UnsupportedMediaTypeError
@@ -76,6 +76,12 @@ def install(app: FastAPI) -> None:
         title = HTTPStatus(error.status_code).phrase
         code, detail = _CODES.get(error.status_code, (title.lower().replace(" ", "_"), str(error.detail)))
         return problem(error.status_code, code=code, title=title, detail=detail, headers=error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def _on_client_gone(_request: Request, _error: ClientDisconnect) -> JSONResponse:
+        # Nobody reads this answer; without it the log would call a broken connection a bug of ours.
+        log.info("request.client_gone")
+        return problem(400, code="client_disconnected", title="Bad request", detail="the body broke off; send it again")
 
     @app.exception_handler(sqlalchemy.exc.OperationalError)
     @app.exception_handler(sqlalchemy.exc.TimeoutError)

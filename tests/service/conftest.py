@@ -1,5 +1,6 @@
 """The application under test, and files that look like what they should."""
 
+import contextlib
 import io
 import json
 import warnings
@@ -9,6 +10,7 @@ import pytest
 
 from service import blobs, jobs
 from service.app import create_app
+from service.settings import Settings
 
 with warnings.catch_warnings():
     # Starlette announces httpx2 for its TestClient; our own client is built on httpx, and both work.
@@ -135,3 +137,17 @@ def safetensors():
 def zipped():
     """Makes small zip archives."""
     return zip_bytes
+
+
+@pytest.fixture
+def connect(tmp_path):
+    """Makes applications with these settings; nothing migrates their databases."""
+    with contextlib.ExitStack() as stack:
+
+        def _connect(**changes):
+            values = {"database_url": f"sqlite:///{tmp_path / 'lustrate.db'}", "broker_url": "filesystem://"} | changes
+            app, client = open_api(Settings(data_dir=tmp_path, **values))
+            stack.enter_context(client)
+            return Api(client, app)
+
+        yield _connect

@@ -61,9 +61,13 @@ def test_a_reader_does_not_wait_for_a_writer(sqlite_sessions):
 
 
 def test_an_error_inside_a_transaction_undoes_it(sessions):
-    with pytest.raises(RuntimeError), db.writing(sessions) as session:
-        session.execute(text("INSERT INTO blobs (id, tenant, size, touched_at) VALUES ('x', 't', 0, '2026-01-01')"))
-        raise RuntimeError
+    def write_and_break():
+        with db.writing(sessions) as session:
+            session.execute(text("INSERT INTO blobs (id, tenant, size, touched_at) VALUES ('x', 't', 0, '2026-01-01')"))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_and_break()
     with sessions() as session:
         assert session.scalar(text("SELECT count(*) FROM blobs")) == 0
 

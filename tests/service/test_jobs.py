@@ -91,7 +91,7 @@ def test_a_claim_holds_everything_the_run_needs(sessions, submit, claim, model):
     assert b"".join(blobs.read(sessions, TENANT, taken.clean_sha256)) == b"clean"
 
 
-def test_of_many_claimers_one_wins(sessions, submit, claim):
+def test_of_many_claimers_one_wins(submit, claim):
     for _ in range(5):
         job = submit()
         results = at_once(lambda index, job=job: claim(job, f"worker-{index}"))
@@ -100,7 +100,7 @@ def test_of_many_claimers_one_wins(sessions, submit, claim):
         assert winners[0].attempt == 1
 
 
-def test_of_many_claimers_of_an_expired_lease_one_wins(sessions, submit, claim):
+def test_of_many_claimers_of_an_expired_lease_one_wins(submit, claim):
     job = submit()
     claim(job, "dead", lease_seconds=-1)
     results = at_once(lambda index: claim(job, f"worker-{index}"))
@@ -347,7 +347,7 @@ def test_an_id_of_nothing_is_not_found(sessions, job_id):
     assert refused.value.code == "job_not_found"
 
 
-def test_a_job_needs_what_its_inputs_say(sessions, submit, model):
+def test_a_job_needs_what_its_inputs_say(sessions, submit):
     triggered = make_dataset(sessions, "triggered", target_class=99)
     for code, changes in {
         "triggered_dataset_required": {"spec": {"inputs": "triggered"}},

@@ -43,7 +43,7 @@ def test_a_hint_is_sent_after_the_commit(api):
     assert jobs.get(api.sessions, "local", job["id"]).sent_at is not None
 
 
-def test_a_broker_that_is_away_leaves_the_job_to_the_reaper(api, monkeypatch):
+def test_a_broker_that_is_away_leaves_the_job_to_the_reaper(api):
     messages = api.settings.queue_dir / "messages"
     messages.rmdir()
     messages.write_text("not a folder")

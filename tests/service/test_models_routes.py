@@ -2,7 +2,6 @@ import hashlib
 
 import pytest
 
-# Test modules are imported by path, so shared helpers come through the fixtures' module.
 ARCHITECTURE = {"name": "small_resnet", "num_classes": 10, "in_channels": 1}
 INPUT = {"height": 28, "width": 28, "mean": [0.5], "std": [0.5]}
 

@@ -95,7 +95,7 @@ def test_a_format_that_is_not_taken_records_nothing(api, put, refused, safetenso
     assert staged(api) == []
 
 
-def test_a_full_disk_is_said_to_be_one(api, put, refused, monkeypatch, safetensors):
+def test_a_full_disk_is_said_to_be_one(put, refused, monkeypatch, safetensors):
     async def full(*_arguments):
         raise OSError(28, "No space left on device")
 
