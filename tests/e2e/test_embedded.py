@@ -1,0 +1,89 @@
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from service.client.api import ApiError
+from tests.e2e.conftest import ROOT, Bundle, assert_sanitized, wait_until
+
+
+@pytest.fixture
+def stack(make_stack):
+    """The embedded service as a stranger starts it."""
+    stack = make_stack()
+    arguments = ["-m", "service.client.main", "up", "--data-dir", str(stack.data_dir), "--port", str(stack.port)]
+    stack.start("up", arguments)
+    stack.wait_until_ready()
+    return stack
+
+
+def test_the_whole_path_on_the_embedded_default(stack, tmp_path):
+    client = stack.client
+    # A bad upload is refused by the job, with a code, and costs the next job nothing.
+    bundle = Bundle(client)
+    broken = client.create_model({key: bundle.model[key] for key in ("architecture", "input")})
+    truncated = tmp_path / "truncated.safetensors"
+    truncated.write_bytes((ROOT / "examples" / "suspect.safetensors").read_bytes()[:-1000])
+    client.upload_model(broken["id"], truncated)
+    bad = bundle.finish(client.submit(broken["id"], bundle.clean["id"])["id"])
+    assert bad["state"] == "failed"
+    assert bad["error"]["code"] not in {"internal_error", "worker_crashed", "worker_lost"}
+    with pytest.raises(ApiError) as refusal:
+        client.report(bad["id"])
+    assert refusal.value.code == "job_failed"
+
+    first, second = bundle.submit(), bundle.submit()
+    phases = set()
+    job = client.wait(first, on_progress=lambda job: phases.add(job["phase"]), timeout_seconds=240)
+    assert job["state"] == "succeeded", job["error"]
+    assert len(phases) >= 3  # progress is live
+    assert job["attempt"] == 1
+    assert_sanitized(client, first, tmp_path / "first")
+
+    # The same inputs, seed and device: the same bytes.
+    assert bundle.finish(second)["state"] == "succeeded"
+    assert_sanitized(client, second, tmp_path / "second")
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+def test_a_running_job_can_be_cancelled_and_a_signal_stops_everything(stack):
+    bundle = Bundle(stack.client)
+    job_id = bundle.submit()
+    wait_until(lambda: stack.client.job(job_id)["state"] == "running", 60, "the job's start")
+    stack.client.cancel(job_id)
+    wait_until(lambda: stack.client.job(job_id)["state"] == "cancelled", 20, "the cancellation")
+    processes = stack.descendants()
+    assert len(processes) >= 5  # up, api, worker and its pool, beat
+    up = stack.processes["up"]
+    up.send_signal(signal.SIGINT)
+    assert up.wait(20) == 0
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    assert alive == []
+
+
+def test_a_part_that_ends_stops_the_others_and_up_says_so(stack):
+    processes = stack.descendants()
+    beat = next(process for process in processes if process.cmdline()[-2:] == ["worker.app", "beat"])
+    beat.kill()
+    up = stack.processes["up"]
+    assert up.wait(30) == 1
+    assert "beat ended with status -9" in (stack.folder / "up.log").read_text()
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    assert alive == []
+
+
+def test_the_demo_runs_to_its_end(tmp_path):
+    command = [sys.executable, "-m", "service.client.main", "demo", "--output-dir", str(tmp_path / "out")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    checkpoint = tmp_path / "out" / "suspect-sanitized.safetensors"
+    report = json.loads(Path(f"{checkpoint}.report.json").read_text())
+    assert checkpoint.stat().st_size > 0
+    assert "attack success" in result.stdout
+    for layer in report["layers"]:
+        if layer["num_pruned"]:
+            assert layer["name"] in result.stdout

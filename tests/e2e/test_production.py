@@ -1,0 +1,24 @@
+import pytest
+
+from tests.e2e.conftest import Bundle, assert_sanitized
+
+
+@pytest.fixture
+def stack(make_stack, postgresql_url, redis_url):
+    stack = make_stack({"LUSTRATE_DATABASE_URL": postgresql_url, "LUSTRATE_BROKER_URL": redis_url})
+    stack.migrate()
+    for name in ("api", "worker", "beat"):
+        stack.start(name)
+    stack.wait_until_ready()
+    return stack
+
+
+def test_the_whole_path_on_postgresql_and_redis(stack, tmp_path):
+    bundle = Bundle(stack.client)
+    job_id = bundle.submit()
+    job = bundle.finish(job_id)
+    assert job["state"] == "succeeded", job["error"]
+    assert_sanitized(stack.client, job_id, tmp_path / "sanitized")
+    assert not (stack.data_dir / "lustrate.db").exists()
+    assert [item["id"] for item in stack.client.list("jobs")] == [job_id]
+    stack.assert_alive()
