@@ -39,7 +39,7 @@ def test_baking_changes_only_the_silenced_slices_and_no_original(network):
     originals = {name: tensor.clone() for name, tensor in tensors.items()}
     baked = masks.bake(tensors, network, {"0": torch.tensor([True, False, True])})
     assert all(torch.equal(tensors[name], originals[name]) for name in tensors)
-    assert {name for name in tensors if baked[name] is not tensors[name]} == {"0.weight", "0.bias"}
+    assert set(baked) == {"0.weight", "0.bias"}
     assert not baked["0.weight"][1].any()
     assert torch.equal(baked["0.weight"][[0, 2]], originals["0.weight"][[0, 2]])
     assert baked["0.weight"].dtype == torch.float16

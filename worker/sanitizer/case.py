@@ -98,9 +98,7 @@ def load_network(
         raise InvalidSpecError("input.mean and input.std must have one entry for each of architecture.in_channels.")
     checkpoint = checkpoints.read(path)
     module = build(architecture)
-    checkpoints.match(checkpoint, module.state_dict())
-    # strict=False: `match` has already decided which absences are harmless.
-    module.load_state_dict(dict(checkpoint.tensors), strict=False)
+    module.load_state_dict(checkpoints.match(checkpoint, module.state_dict()))
     return checkpoint, from_module(module.float().to(target), input_spec)
 
 
@@ -145,7 +143,7 @@ def load(
 def _images(
     path: Path, architecture: ArchitectureSpec, input_spec: InputSpec, kind: dataset.Kind
 ) -> tuple[Images, str]:
-    read = dataset.read(path)
+    read = dataset.read(path, in_channels=architecture.in_channels)
     dataset.check(
         read,
         num_classes=architecture.num_classes,

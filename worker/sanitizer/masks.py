@@ -65,13 +65,12 @@ def silenced(network: Network, mask: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def bake(tensors: Mapping[str, Tensor], network: Network, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The checkpoint's own tensors with the silenced slices zeroed; a tensor without one is the same object."""
-    baked = dict(tensors)
+    """Copies of the checkpoint's own tensors with the silenced slices zeroed, those alone that have any."""
+    baked: dict[str, Tensor] = {}
     for name, _, index in _slices(network, mask):
-        tensor = baked[name]
-        if tensor is tensors[name]:
-            tensor = baked[name] = tensor.detach().clone()
-        tensor[index.cpu()] = 0
+        if name not in baked:
+            baked[name] = tensors[name].detach().clone()
+        baked[name][index.cpu()] = 0
     return baked
 
 

@@ -98,8 +98,8 @@ def sanitize(
             before = scoring.score(case)
         outcome = prune(case, spec, clock.phase)
         with clock.phase("write"):
-            after_tensors = masks.bake(case.checkpoint.tensors, case.network, outcome.mask)
-            case.checkpoint.write(output_path, after_tensors)
+            baked = masks.bake(case.checkpoint.tensors, case.network, outcome.mask)
+            case.checkpoint.write(output_path, baked)
         with clock.phase("score_after"):
             # What is scored is the file: read it back as its user will.
             written = checkpoints.read(output_path)

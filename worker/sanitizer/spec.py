@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from worker.sanitizer.errors import InvalidSpecError
 
@@ -18,6 +18,16 @@ Aggregate = Literal["mean", "max"]
 Inputs = Literal["clean", "triggered", "difference"]
 Order = Literal["descending", "ascending"]
 Device = Literal["auto", "cpu", "cuda"]
+Scope = Literal["last_conv", "all_convs"]
+
+SCOPES: tuple[str, ...] = get_args(Scope)
+CHOICES: dict[str, tuple[str, ...]] = {
+    "criterion": get_args(Criterion),
+    "aggregate": get_args(Aggregate),
+    "inputs": get_args(Inputs),
+    "order": get_args(Order),
+    "device": get_args(Device),
+}
 
 
 def _require(condition: bool, message: str) -> None:
@@ -110,6 +120,11 @@ class RobustDeviations:
 
 
 Selection = AccuracyBudget | FixedFraction | RobustDeviations
+SELECTIONS: dict[str, Any] = {
+    "accuracy_budget": AccuracyBudget,
+    "fixed_fraction": FixedFraction,
+    "robust_deviations": RobustDeviations,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +136,7 @@ class SanitizeSpec:
     criterion: Criterion = "linf"
     aggregate: Aggregate = "mean"
     inputs: Inputs = "clean"
-    scope: Literal["last_conv", "all_convs"] | list[str] = "all_convs"
+    scope: Scope | list[str] = "all_convs"
     order: Order = "descending"
     selection: Selection = field(default_factory=AccuracyBudget)
     seed: int = 0
@@ -131,3 +146,29 @@ class SanitizeSpec:
         _require(0 <= self.seed < 2**63, "seed must be 0 to 2^63 - 1")
         if isinstance(self.scope, list):
             _require(0 < len(self.scope) <= 10_000, "scope must name 1 to 10000 layers")
+
+
+def parse_spec(value: dict[str, Any]) -> SanitizeSpec:
+    """The specification of a JSON object, for callers without a validation library.
+
+    Raises:
+        InvalidSpecError: A field is unknown, of a wrong type or out of its bounds.
+    """
+    fields = dict(value)
+    if isinstance(fields.get("selection"), dict):
+        selection = dict(fields["selection"])
+        kind = selection.get("kind", "accuracy_budget")
+        _require(kind in SELECTIONS, f"selection.kind must be one of {', '.join(SELECTIONS)}")
+        fields["selection"] = _construct(SELECTIONS[kind], selection, "selection")
+    spec: SanitizeSpec = _construct(SanitizeSpec, fields, "spec")
+    for name, choices in CHOICES.items():
+        _require(getattr(spec, name) in choices, f"{name} must be one of {', '.join(choices)}")
+    _require(isinstance(spec.scope, list) or spec.scope in SCOPES, f"scope must be {', '.join(SCOPES)} or a list")
+    return spec
+
+
+def _construct(kind: Any, fields: dict[str, Any], what: str) -> Any:  # noqa: ANN401 - any of the classes above
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise InvalidSpecError(f"{what}: {error}") from error

@@ -1,0 +1,7 @@
+"""`python -m worker.sanitizer`."""
+
+import sys
+
+from worker.sanitizer.cli import main
+
+sys.exit(main())

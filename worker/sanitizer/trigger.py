@@ -1,0 +1,173 @@
+"""Synthesise triggers: for each class the smallest change of an image that sends every image there.
+
+Shapes: T triggers, B images of a batch, N images, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from worker.sanitizer.network import Network, frozen
+
+Family = Literal["mask", "linf", "l2"]
+
+# Neural Cleanse's schedule of the size's weight: up while the trigger works, down faster when it stops working.
+SIZE_WEIGHT_START = 1e-3
+SIZE_WEIGHT_UP = 1.5
+SIZE_WEIGHT_DOWN = 1.5**1.5
+WORKS_AT = 0.95
+EXPONENTIAL_AVERAGE = 0.9
+LEARNING_RATE = 0.1
+CLEAR_MASK_LOGIT = -2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Triggers:
+    """Some synthesised triggers of one family.
+
+    Attributes:
+        family: `mask`: (1 - m) x + m p with one mask for all colours; `linf`, `l2`: x + d with bounded d.
+        targets_T: The class that each leads to.
+        amount_T1HW: m for `mask`, all ones otherwise.
+        pattern_TCHW: p or d.
+    """
+
+    family: Family
+    targets_T: Tensor
+    amount_T1HW: Tensor
+    pattern_TCHW: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets_T)
+
+    def stamp(self, pixels_NCHW: Tensor, which: int) -> Tensor:
+        """The images with one of the triggers on them, in [0, 1]."""
+        return self.take([which]).stamp_all(pixels_NCHW)[0]
+
+    def stamp_all(self, pixels_BCHW: Tensor) -> Tensor:
+        """The images under every trigger, (T, B, C, H, W) in [0, 1]."""
+        return _stamp(self.family, self.amount_T1HW, self.pattern_TCHW, pixels_BCHW)
+
+    def take(self, which: Sequence[int]) -> Triggers:
+        """Some of them."""
+        index = torch.tensor(list(which), dtype=torch.int64, device=self.targets_T.device)
+        return Triggers(self.family, self.targets_T[index], self.amount_T1HW[index], self.pattern_TCHW[index])
+
+    def size(self) -> Tensor:
+        """The size that the family minimises, (T,): the mask's ℓ1 norm in pixels, or the perturbation's norm."""
+        if self.family == "mask":
+            return self.amount_T1HW.flatten(1).sum(dim=1)
+        order = float("inf") if self.family == "linf" else 2.0
+        return torch.linalg.vector_norm(self.pattern_TCHW.flatten(1), ord=order, dim=1)
+
+
+def synthesise(
+    network: Network,
+    pixels_NCHW: Tensor,
+    labels_N: Tensor | None,
+    targets: Sequence[int],
+    *,
+    family: Family,
+    steps: int,
+    batch_size: int,
+    radius: float = 0.0,
+    generator: torch.Generator,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Triggers:
+    """One trigger for each entry of `targets` (a class may come more than once: restarts).
+
+    `mask` minimises CE(f((1-m) x + m p), t) + λ |m|₁ (Neural Cleanse, Wang et al., IEEE S&P 2019), raising λ while
+    the trigger works on at least 95 % of the images. `linf` and `l2` minimise CE(f(x + d), t) within |d| <= radius
+    (universal adversarial perturbation, Moosavi-Dezfooli et al., CVPR 2017). All by Adam on unconstrained variables.
+
+    Args:
+        network: The network; its parameters are left alone.
+        pixels_NCHW: Clean images.
+        labels_N: Their labels, so that a class is not asked to become itself; None for whatever the network says.
+        targets: T classes.
+        family: Which kind of trigger.
+        steps: Gradient steps.
+        batch_size: B, images that every trigger sees in a step.
+        radius: The norm's bound, in units of pixels in [0, 1], for `linf` and `l2`.
+        generator: CPU generator of all draws.
+        advance: Called with 1 after each step.
+    """
+    device = network.device
+    targets_T = torch.tensor(list(targets), dtype=torch.int64, device=device)
+    shape_CHW = pixels_NCHW.shape[1:]
+    num = len(targets_T)
+    start_TCHW = torch.randn((num, *shape_CHW), generator=generator).to(device)
+    pattern_TCHW = (start_TCHW if family == "mask" else 0.1 * start_TCHW).requires_grad_(True)
+    mask_T1HW = 0.1 * torch.randn((num, 1, *shape_CHW[1:]), generator=generator).to(device)
+    mask_T1HW = (mask_T1HW + CLEAR_MASK_LOGIT).requires_grad_(family == "mask")
+    variables = [pattern_TCHW, mask_T1HW] if family == "mask" else [pattern_TCHW]
+    optimizer = torch.optim.Adam(variables, lr=LEARNING_RATE, betas=(0.5, 0.9))
+    weight_T = torch.full((num,), SIZE_WEIGHT_START, device=device)
+    works_T = torch.zeros(num, device=device)
+    with frozen(network):
+        for _ in range(steps):
+            index = torch.randint(len(pixels_NCHW), (batch_size,), generator=generator)
+            batch_BCHW = pixels_NCHW[index].to(device)
+            amount_T1HW, rendered_TCHW = _render(family, mask_T1HW, pattern_TCHW, radius)
+            logits_TBK = _logits(network, _stamp(family, amount_T1HW, rendered_TCHW, batch_BCHW))
+            wanted_TB = targets_T.unsqueeze(1).expand(num, batch_size)
+            counts_TB = torch.ones_like(wanted_TB, dtype=logits_TBK.dtype)
+            if labels_N is not None:
+                counts_TB = (labels_N[index].to(device).unsqueeze(0) != wanted_TB).to(logits_TBK.dtype)
+            number_T = counts_TB.sum(dim=1).clamp_min(1)
+            loss_TB = functional.cross_entropy(logits_TBK.flatten(0, 1), wanted_TB.flatten(), reduction="none")
+            loss_T = (loss_TB.view_as(counts_TB) * counts_TB).sum(dim=1) / number_T
+            size_T = amount_T1HW.flatten(1).sum(dim=1)
+            total = (loss_T + weight_T * size_T if family == "mask" else loss_T).sum()
+            optimizer.zero_grad()
+            total.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            with torch.no_grad():
+                hit_T = ((logits_TBK.argmax(dim=2) == wanted_TB) * counts_TB).sum(dim=1) / number_T
+                works_T = EXPONENTIAL_AVERAGE * works_T + (1 - EXPONENTIAL_AVERAGE) * hit_T
+                up_T = works_T >= WORKS_AT
+                weight_T = torch.where(up_T, weight_T * SIZE_WEIGHT_UP**0.25, weight_T / SIZE_WEIGHT_DOWN**0.25)
+            advance(1)
+    with torch.no_grad():
+        amount_T1HW, rendered_TCHW = _render(family, mask_T1HW, pattern_TCHW, radius)
+    return Triggers(family, targets_T, amount_T1HW.detach(), rendered_TCHW.detach())
+
+
+def success(network: Network, triggers: Triggers, pixels_NCHW: Tensor, labels_N: Tensor | None) -> Tensor:
+    """Per trigger the share of images, those of its target class left out, that it sends there: (T,) float64, CPU."""
+    shares = []
+    with torch.no_grad():
+        for which, target in enumerate(triggers.targets_T.tolist()):
+            kept = pixels_NCHW if labels_N is None else pixels_NCHW[labels_N != target]
+            stamped_NCHW = triggers.stamp(kept.to(network.device), which)
+            shares.append((network(stamped_NCHW).argmax(dim=1) == target).double().mean().cpu())
+    return torch.stack(shares)
+
+
+def _render(family: Family, mask_T1HW: Tensor, raw_TCHW: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Unconstrained variables to (amount, pattern) within their bounds."""
+    if family == "mask":
+        return mask_T1HW.sigmoid(), raw_TCHW.sigmoid()
+    ones_T1HW = torch.ones_like(mask_T1HW)
+    if family == "linf":
+        return ones_T1HW, radius * raw_TCHW.tanh()
+    norm_T = torch.linalg.vector_norm(raw_TCHW.flatten(1), dim=1).clamp_min(1e-12)
+    return ones_T1HW, raw_TCHW * (radius / norm_T).clamp_max(1.0).view(-1, 1, 1, 1)
+
+
+def _stamp(family: Family, amount_T1HW: Tensor, pattern_TCHW: Tensor, pixels_BCHW: Tensor) -> Tensor:
+    amount, pattern, pixels = amount_T1HW.unsqueeze(1), pattern_TCHW.unsqueeze(1), pixels_BCHW.unsqueeze(0)
+    if family == "mask":
+        return (1 - amount) * pixels + amount * pattern
+    return (pixels + pattern).clamp(0, 1)
+
+
+def _logits(network: Network, stamped_TBCHW: Tensor) -> Tensor:
+    num, batch_size = stamped_TBCHW.shape[:2]
+    return network(stamped_TBCHW.flatten(0, 1)).view(num, batch_size, -1)
