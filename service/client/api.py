@@ -15,6 +15,7 @@ import httpx
 FINISHED = ("succeeded", "failed", "cancelled")
 CHUNK_BYTES = 1024 * 1024
 CONNECT_SECONDS = 10.0
+READY_SECONDS = 5.0
 READ_SECONDS = 600.0  # storing an upload of gigabytes takes a while before the answer comes
 DOWNLOAD_ATTEMPTS = 5
 POLL_SECONDS = 0.3
@@ -56,7 +57,7 @@ class Client:
     def is_ready(self) -> bool:
         """Whether the service answers and says that it is ready."""
         try:
-            return self._http.get("/readyz").is_success
+            return self._http.get("/readyz", timeout=READY_SECONDS).is_success
         except httpx.TransportError:
             return False
 
@@ -175,7 +176,7 @@ class Client:
                     if response.status_code != httpx.codes.PARTIAL_CONTENT:
                         file.seek(0)
                         file.truncate()
-                    for chunk in response.iter_bytes(CHUNK_BYTES):
+                    for chunk in response.iter_raw():  # as it comes: a larger buffer is lost when the line breaks
                         file.write(chunk)
             except httpx.TransportError as error:
                 if attempt == DOWNLOAD_ATTEMPTS:

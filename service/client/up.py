@@ -36,6 +36,13 @@ COMMANDS = {
 }
 # The client imports no part of the server, so that it can be used without one.
 MIGRATE = "from service.db import migrate; from service.settings import Settings; migrate(Settings.from_env())"
+# A process that starts the rest of its arguments, to be ended by the kernel (Linux) when we are killed ourselves.
+DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _COLOURS = {"api": "36", "worker": "33", "beat": "35"}
 
@@ -51,7 +58,7 @@ class Embedded:
         self, data_dir: Path, *, host: str = "127.0.0.1", port: int = 8000, log: IO[str] | None = None
     ) -> None:
         self.port = port or _free_port()
-        self.url = f"http://{host}:{self.port}"
+        self.url = f"http://{_reachable(host)}:{self.port}"
         self._host = host
         self._log = log or sys.stderr
         self._environment = dict(os.environ) | {
@@ -72,13 +79,15 @@ class Embedded:
         Raises:
             UpError: one of them ended, or was not ready in time.
         """
+        _check_port(self._host, self.port)
         self._data_dir.mkdir(parents=True, exist_ok=True)
         if migrate(self._environment):
             raise UpError("the database could not be brought up to date")
         for name, arguments in COMMANDS.items():
             address = ["--host", self._host, "--port", str(self.port)] if name == "api" else []
-            self._start(name, [sys.executable, *arguments, *address])
+            self._start(name, [sys.executable, "-c", DIE_WITH_PARENT, *arguments, *address])
         self._wait_until_ready(should_stop)
+        self.check()
 
     def watch(self, should_stop: Callable[[], bool]) -> None:
         """Return when `should_stop`.
@@ -199,6 +208,23 @@ def up(data_dir: Path, *, host: str, port: int) -> int:
 def migrate(environment: Mapping[str, str]) -> int:
     """Bring the database of the environment's settings up to date, in a process of its own. Returns its exit status."""
     return subprocess.run([sys.executable, "-c", MIGRATE], env=environment, check=False).returncode  # noqa: S603
+
+
+def _reachable(host: str) -> str:
+    """Return what a URL says for the address that a server listens on."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where we connect, not where we listen
+    return f"[{host}]" if ":" in host else host
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse a port that somebody else has, whose answers we would take for our own."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UpError(f"cannot listen on {host} port {port}: {error.strerror}; try --port 0") from error
 
 
 def _free_port() -> int:

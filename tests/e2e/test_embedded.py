@@ -76,6 +76,13 @@ def test_a_part_that_ends_stops_the_others_and_up_says_so(stack):
     assert alive == []
 
 
+def test_nothing_outlives_an_up_that_was_killed(stack):
+    processes = stack.descendants()
+    stack.processes["up"].kill()
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert alive == []
+
+
 def test_the_demo_runs_to_its_end(tmp_path):
     command = [sys.executable, "-m", "service.client.main", "demo", "--output-dir", str(tmp_path / "out")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)

@@ -1,0 +1,43 @@
+import json
+
+import pytest
+
+from service.client.demo import bundled_inputs
+from service.client.main import main
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize("arguments", [[], ["job"], ["sanitize", "model"], ["models"], ["frobnicate"]])
+def test_wrong_usage_ends_with_two(arguments, capsys):
+    with pytest.raises(SystemExit) as ending:
+        main(arguments)
+    assert ending.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["jobs", "list"], ["job", "x"], ["cancel", "x"], ["report", "x"]])
+def test_a_service_that_is_not_there_is_one_line_and_status_one(arguments, capsys):
+    assert main([*arguments, "--url", NOWHERE]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("lustrate: connection_failed")
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_metadata_that_is_no_json_object_is_named(text, tmp_path, capsys):
+    meta = tmp_path / "meta.json"
+    meta.write_text(text)
+    arguments = ["sanitize", "m", "--meta", str(meta), "--clean", "c", "-o", str(tmp_path / "o"), "--url", NOWHERE]
+    assert main(arguments) == 1
+    assert "meta.json" in capsys.readouterr().err
+
+
+def test_the_bundled_example_is_whole():
+    inputs = bundled_inputs()
+    for path in (inputs.checkpoint, inputs.clean, inputs.triggered):
+        assert path.stat().st_size > 0
+    assert inputs.checkpoint.stat().st_size <= 4 * 1024 * 1024
+    assert set(inputs.metadata) == {"name", "architecture", "input"}
+    assert isinstance(inputs.target_class, int)
+    json.dumps(inputs.metadata)
