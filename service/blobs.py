@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 
-from sqlalchemy import and_, delete, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Exists, and_, delete, exists, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -119,8 +119,8 @@ def collect_garbage(
     return removed
 
 
-def _is_garbage(cutoff: datetime):  # type: ignore[no-untyped-def]  # noqa: ANN202 - SQLAlchemy's condition type
-    def refers(row: type[ModelRow | DatasetRow]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _is_garbage(cutoff: datetime) -> ColumnElement[bool]:
+    def refers(row: type[ModelRow | DatasetRow]) -> Exists:
         return exists().where(row.tenant == BlobRow.tenant, row.sha256 == BlobRow.sha256)
 
     result = exists().where(JobRow.tenant == BlobRow.tenant, JobRow.checkpoint_sha256 == BlobRow.sha256)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import problems
 from service.errors import BadRequestError, BodyTooLargeError, ServiceError
 from service.settings import Settings, is_loopback
+from service.tables import LOCAL_TENANT
 
 # JSON bodies only; content has limits of its own.
 MAX_JSON_BYTES = 1024 * 1024
@@ -27,6 +28,12 @@ class MisdirectedError(ServiceError):
     """The Host header names another site: a web page may have pointed its own name at this machine."""
 
     status, code, title = 421, "host_not_allowed", "Misdirected request"
+
+
+class RemoteError(ServiceError):
+    """Somebody bound the server to an address that the settings do not allow."""
+
+    status, code, title = 403, "remote_not_allowed", "Remote access not allowed"
 
 
 class CrossSiteError(ServiceError):
@@ -58,7 +65,7 @@ class RequestContext:
             await send(message)
 
         structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        structlog.contextvars.bind_contextvars(request_id=request_id, tenant=LOCAL_TENANT)
         try:
             await self.app(scope, receive, _send)
         except Exception:
@@ -77,6 +84,7 @@ class HostGuard:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
+        self.allow_remote = settings.allow_remote
         self.allowed: set[str] | None = None
         if is_loopback(settings.host) or settings.allowed_hosts:
             self.allowed = {"localhost", "127.0.0.1", "[::1]", settings.host.lower(), *settings.allowed_hosts}
@@ -91,6 +99,10 @@ class HostGuard:
 
     def _refusal(self, scope: Scope) -> ServiceError | None:
         headers = Headers(scope=scope)
+        address, port = scope.get("server") or ("localhost", None)
+        # `uvicorn --host 0.0.0.0` does not pass by the settings. A Unix socket has no port.
+        if port is not None and not self.allow_remote and not is_loopback(address):
+            return RemoteError("set LUSTRATE_ALLOW_REMOTE=1 where a proxy or firewall decides who may connect")
         host = re.sub(r":\d*$", "", headers.get("host", "").lower())
         if self.allowed is not None and host not in self.allowed:
             return MisdirectedError("this Host is not served here; LUSTRATE_ALLOWED_HOSTS lists further names")

@@ -13,6 +13,7 @@ from worker.sanitizer.report import Report
 from worker.sanitizer.spec import MAX_CLASSES, ArchitectureSpec, InputSpec, SanitizeSpec
 
 __all__ = [
+    "PROBLEMS",
     "DatasetCreate",
     "DatasetView",
     "JobCreate",
@@ -207,6 +208,13 @@ class Problem(BaseModel):
     detail: str
     code: str
     errors: list[FieldError] | None = None
+
+
+# For the OpenAPI document: every route may answer with a problem, and with nothing else that is not listed.
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    422: {"model": Problem, "description": "The request is well formed, and what it says cannot be done."},
+    "default": {"model": Problem, "description": "A problem document; `code` is stable."},
+}
 
 
 def plain(spec: ArchitectureSpec | InputSpec | SanitizeSpec) -> dict[str, Any]:

@@ -115,12 +115,19 @@ def redis_url(redis_server):
     return redis_server
 
 
-@pytest.fixture
-def sqlite_settings(tmp_path):
-    """Settings of an embedded service whose tables the migrations have made."""
-    settings = make_settings(tmp_path)
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory):
+    """A database file that the migrations have made, to copy from."""
+    settings = make_settings(tmp_path_factory.mktemp("template"))
     db.migrate(settings)
-    return settings
+    return settings.data_dir / "lustrate.db"
+
+
+@pytest.fixture
+def sqlite_settings(tmp_path, sqlite_template):
+    """Settings of an embedded service whose tables the migrations have made."""
+    shutil.copy(sqlite_template, tmp_path)
+    return make_settings(tmp_path)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request, Response
 
 from service import formats, ids, resources, uploads
 from service.deps import Held, Paging, Tenant
-from service.schemas import DatasetCreate, DatasetView, Page, Problem
+from service.schemas import PROBLEMS, DatasetCreate, DatasetView, Page
 from service.tables import DatasetRow
 
-router = APIRouter(prefix="/v1/datasets", tags=["datasets"], responses={422: {"model": Problem}})
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"], responses=PROBLEMS)
 
 _RAW_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
 

@@ -7,10 +7,10 @@ from fastapi import APIRouter, Request, Response
 
 from service import broker, downloads, ids, jobs
 from service.deps import Held, Paging, Resources, Tenant
-from service.schemas import JobCreate, JobState, JobView, Page, Problem, Report, plain
+from service.schemas import PROBLEMS, JobCreate, JobState, JobView, Page, Report, plain
 from service.tables import OPEN_STATES
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={422: {"model": Problem}})
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
 
 POLL_SECONDS = "1"
 

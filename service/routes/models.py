@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request, Response
 
 from service import formats, ids, resources, uploads
 from service.deps import Held, Paging, Tenant
-from service.schemas import ModelCreate, ModelView, Page, Problem, plain
+from service.schemas import PROBLEMS, ModelCreate, ModelView, Page, plain
 from service.tables import ModelRow
 
-router = APIRouter(prefix="/v1/models", tags=["models"], responses={422: {"model": Problem}})
+router = APIRouter(prefix="/v1/models", tags=["models"], responses=PROBLEMS)
 
 _RAW_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
 

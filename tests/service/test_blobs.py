@@ -1,5 +1,6 @@
 import hashlib
 import threading
+import tracemalloc
 
 import pytest
 from sqlalchemy import func, select
@@ -32,6 +33,16 @@ def test_bytes_come_back_as_they_were_whatever_the_pieces(sessions, length):
 def test_a_range_is_read_across_rows(sqlite_sessions, start, stop):
     sha256, _ = blobs.write(sqlite_sessions, TENANT, [PAYLOAD])
     assert b"".join(blobs.read(sqlite_sessions, TENANT, sha256, start, stop)) == PAYLOAD[start:stop]
+
+
+def test_memory_does_not_grow_with_the_bytes(sqlite_sessions):
+    tracemalloc.start()
+    try:
+        sha256, size = blobs.write(sqlite_sessions, TENANT, (bytes(MIB) for _ in range(64)))
+        assert sum(len(piece) for piece in blobs.read(sqlite_sessions, TENANT, sha256)) == size == 64 * MIB
+        assert tracemalloc.get_traced_memory()[1] < 20 * MIB
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_same_bytes_are_stored_once_per_tenant(sessions):

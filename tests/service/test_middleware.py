@@ -1,5 +1,7 @@
+import asyncio
 import json
 
+import httpx
 import pytest
 import structlog
 
@@ -41,6 +43,26 @@ def test_further_names_can_be_allowed(connect, refused):
 def test_a_service_that_is_open_by_choice_checks_no_names(connect):
     api = connect(host="0.0.0.0", allow_remote=True)
     assert api.http.get("/healthz", headers={"Host": "anything.example"}).status_code == 200
+
+
+@pytest.mark.parametrize(("address", "status"), [("192.0.2.1", 403), ("127.0.0.1", 200), ("::1", 200)])
+def test_a_server_bound_past_the_settings_serves_no_one(api, address, status):
+    async def ask():
+        transport = httpx.ASGITransport(app=Bound(api.app, address))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get("/healthz")
+
+    assert asyncio.run(ask()).status_code == status
+
+
+class Bound:
+    """An application as a server that is bound to this address calls it."""
+
+    def __init__(self, app, address):
+        self.app, self.address = app, address
+
+    async def __call__(self, scope, receive, send):
+        await self.app(scope | {"server": (self.address, 8000)}, receive, send)
 
 
 def test_a_browser_changes_nothing_for_another_site(api, refused):

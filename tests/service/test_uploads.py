@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from service import uploads
+from service import blobs, uploads
 
 MIB = 1024 * 1024
 
@@ -131,7 +131,8 @@ def test_what_a_dead_process_left_is_cleaned(api):
     assert {path.name for path in staged(api)} == {"fresh.part", "other.txt"}
 
 
-def test_memory_stays_flat_and_large_bodies_come_back(any_api, safetensors):
+def test_a_body_of_several_rows_is_recorded_whole(any_api, safetensors):
     data = safetensors(os.urandom(9 * MIB))
     model = any_api.model(data)
     assert (model["size"], model["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert b"".join(blobs.read(any_api.sessions, "local", model["sha256"])) == data
