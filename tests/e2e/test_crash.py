@@ -46,6 +46,7 @@ def test_a_worker_killed_in_mid_job_costs_an_attempt_and_the_job_ends_once(stack
     assert len(list((stack.data_dir / "work").glob("*-*"))) == 1  # what the killed worker left is gone
 
 
+@pytest.mark.parametrize("stack", ["production"], indirect=True)
 def test_a_worker_told_to_stop_hands_its_job_back_and_no_attempt_is_lost(stack):
     client = stack.client
     bundle = Bundle(client)
