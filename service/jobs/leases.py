@@ -128,7 +128,7 @@ def heartbeat(
         values: dict[str, Any] = {"lease_until": (now or db.now(session)) + timedelta(seconds=lease_seconds)}
         if progress is not None:
             phase, done, total = progress
-            values |= {"phase": phase[:100], "progress_done": done, "progress_total": total}
+            values |= {"phase": _storable(phase)[:100], "progress_done": done, "progress_total": total}
         state = session.scalar(update(JobRow).where(*_owned(claim)).values(**values).returning(JobRow.state))
     if state is None:
         return HeartbeatAnswer.LEASE_LOST
@@ -146,7 +146,8 @@ def succeed(
         sessions,
         claim,
         state=SUCCEEDED,
-        report=report_json,
+        # A lone surrogate, from a hostile tensor's name, becomes the JSON escape that means the same.
+        report=report_json.encode("utf-8", "backslashreplace").decode(),
         checkpoint_sha256=checkpoint_sha256,
         checkpoint_size=checkpoint_size,
         error_code=None,
@@ -156,7 +157,7 @@ def succeed(
 
 def fail(sessions: sessionmaker[Session], claim: Claim, code: str, message: str) -> bool:
     """End the job for a reason that another attempt would meet again. False: the lease was lost."""
-    return _finish(sessions, claim, state=FAILED, error_code=code, error_message=message[:MAX_ERROR_MESSAGE])
+    return _finish(sessions, claim, state=FAILED, error_code=code, error_message=_storable(message))
 
 
 def finish_cancelled(sessions: sessionmaker[Session], claim: Claim) -> bool:
@@ -171,7 +172,7 @@ def release(sessions: sessionmaker[Session], claim: Claim, code: str, message: s
     """
     if claim.attempt >= claim.max_attempts:
         return fail(sessions, claim, code, message)
-    return _give_back(sessions, claim, error_code=code, error_message=message[:MAX_ERROR_MESSAGE])
+    return _give_back(sessions, claim, error_code=code, error_message=_storable(message))
 
 
 def hand_back(sessions: sessionmaker[Session], claim: Claim) -> bool:
@@ -203,6 +204,11 @@ def _give_back(sessions: sessionmaker[Session], claim: Claim, **values: Any) -> 
             .returning(JobRow.id)
         )
         return session.scalar(statement) is not None
+
+
+def _storable(text: str) -> str:
+    """The text without what no database can hold; parts of it may come from a hostile file."""
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()[:MAX_ERROR_MESSAGE]
 
 
 def _owned(claim: Claim) -> tuple[Any, ...]:

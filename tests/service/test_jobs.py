@@ -388,3 +388,21 @@ def test_a_worker_that_is_told_to_stop_hands_the_job_back_without_an_attempt(ses
     assert reap(sessions) == [job.id]
     assert claim(job).token == 2, "the token still rises, so the old owner stays fenced off"
     assert not jobs.hand_back(sessions, taken)
+
+
+def test_text_from_a_hostile_file_cannot_keep_a_job_from_ending(sessions, submit, claim):
+    job = submit()
+    taken = claim(job)
+    hostile = "tensor '\x00\ud800'" + "x" * 10_000
+    jobs.heartbeat(sessions, taken, lease_seconds=60, progress=(hostile, 0, 1))
+    assert jobs.fail(sessions, taken, "code", hostile)
+    row = jobs.get(sessions, TENANT, job.id)
+    assert row.error_message.startswith("tensor '\ufffd?'")
+    assert len(row.error_message) == 2000
+
+    job = submit()
+    sha256, size = blobs.write(sessions, TENANT, [b"result"])
+    assert jobs.succeed(
+        sessions, claim(job), report_json='{"a": "\ud800"}', checkpoint_sha256=sha256, checkpoint_size=size
+    )
+    assert jobs.report(sessions, TENANT, job.id) == '{"a": "\\ud800"}'
