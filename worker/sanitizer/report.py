@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 SCHEMA_VERSION = 1
@@ -81,6 +81,35 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerBias:
+    """How far the most biased channel of a layer sticks out when images carry a trigger (arXiv 2002.12162).
+
+    `linf`, `l1` and `l2` are each norm's largest robust deviation, over the layer's channels, of the difference
+    between triggered and clean images; `channel` is the one that ℓ∞ singles out. `source` says whose triggers they
+    were.
+    """
+
+    name: str
+    num_channels: int
+    linf: float
+    l1: float
+    l2: float
+    channel: int
+    source: Literal["synthetic", "supplied"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FigureInfo:
+    """A picture stored with the report, by the name under which it is served."""
+
+    name: str
+    title: str
+    media_type: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorDigest:
     """The SHA-256 of one tensor's bytes, before and after."""
 
@@ -154,6 +183,8 @@ class Report:
     environment: Environment
     seconds: dict[str, float]
     warnings: list[str]
+    bias: list[LayerBias] = field(default_factory=list)
+    figures: list[FigureInfo] = field(default_factory=list)
 
 
 def to_json(report: Report) -> str:
