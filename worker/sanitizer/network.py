@@ -58,6 +58,8 @@ class Site:
         scale: The owned tensor, or tensors, that a soft mask multiplies (norm scale and shift, else weight and bias).
         norm: Batch-norm prefix in the state dict, None without one.
         weight: The convolution's weight name, None where it is computed rather than stored.
+        norm_input: Graph node whose value (N, C, H, W) the batch norm reads, None without one.
+        norm_eps: What the batch norm adds to the variance under its root.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Site:
     scale: tuple[str, ...]
     norm: str | None
     weight: str | None
+    norm_input: str | None = None
+    norm_eps: float = 0.0
 
 
 class Network:
@@ -270,14 +274,21 @@ def _conv_site(conv: fx.Node) -> tuple[Site, fx.Node | None]:
         owned += affine + own_mean
         scale = affine or [*scale, *own_mean]
     name = (weight or prefix or conv.name).removesuffix(".weight")
-    return Site(name, "conv", _num_channels(conv), _tap(end), tuple(owned), tuple(scale), prefix, weight), norm
+    site = Site(
+        name, "conv", _num_channels(conv), _tap(end), tuple(owned), tuple(scale), prefix, weight,
+        None if norm is None else conv.name, 0.0 if norm is None else _norm_eps(norm),
+    )  # fmt: skip
+    return site, norm
 
 
 def _norm_site(norm: fx.Node) -> Site:
     affine = tuple(name for name in (_parameter(norm, 1), _parameter(norm, 2)) if name is not None)
     running_mean = _parameter(norm, 3)
     prefix = (running_mean or norm.name).rpartition(".")[0] or norm.name
-    return Site(prefix, "norm", _num_channels(norm), _tap(norm), affine, affine, prefix, None)
+    return Site(
+        prefix, "norm", _num_channels(norm), _tap(norm), affine, affine, prefix, None,
+        norm.all_input_nodes[0].name, _norm_eps(norm),
+    )  # fmt: skip
 
 
 def _why_not(conv: fx.Node, site: Site) -> str | None:
@@ -325,6 +336,12 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 def _parameter(node: fx.Node, position: int) -> str | None:
     argument = node.args[position] if len(node.args) > position else None
     return str(argument.target) if isinstance(argument, fx.Node) and argument.op == "get_attr" else None
+
+
+def _norm_eps(norm: fx.Node) -> float:
+    eps = norm.args[7]
+    assert isinstance(eps, float)
+    return eps
 
 
 def _num_channels(node: fx.Node) -> int:
