@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import gzip
 import json
-import struct
 from dataclasses import replace
 
 import pytest
@@ -27,22 +25,6 @@ CONFIG = ModelConfig(
     batch_size=50,
     twin="tiny-clean",
 )
-
-
-@pytest.fixture
-def bars(tmp_path, monkeypatch):
-    """Ten classes that a small network tells apart at once: a bright bar in one of ten places."""
-    for prefix, count in (("train", 800), ("t10k", 200)):
-        images = bytearray(count * 784)
-        for index in range(count):
-            row = 2 + 2 * (index % 10)
-            start = index * 784 + row * 28 + 4
-            images[start : start + 18] = bytes([200]) * 18
-        header = struct.pack(">HBB3I", 0, 8, 3, count, 28, 28)
-        (tmp_path / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(images), 1))
-        labels = struct.pack(">HBBI", 0, 8, 1, count) + bytes(index % 10 for index in range(count))
-        (tmp_path / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
-    monkeypatch.setenv("FASHION_MNIST_DIR", str(tmp_path))
 
 
 def silent(line: str) -> None:
