@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from service import ids
 from service.db import now, writing
-from service.tables import BlobChunkRow, BlobRow, DatasetRow, JobRow, ModelRow
+from service.tables import BlobChunkRow, BlobRow, DatasetRow, JobFigureRow, JobRow, ModelRow
 
 CHUNK_BYTES = 4 * 1024 * 1024
 # Longer than any pause between two writes of one blob, or between writing one and recording who refers to it.
@@ -120,11 +120,11 @@ def collect_garbage(
 
 
 def _is_garbage(cutoff: datetime) -> ColumnElement[bool]:
-    def refers(row: type[ModelRow | DatasetRow]) -> Exists:
+    def refers(row: type[ModelRow | DatasetRow | JobFigureRow]) -> Exists:
         return exists().where(row.tenant == BlobRow.tenant, row.sha256 == BlobRow.sha256)
 
     result = exists().where(JobRow.tenant == BlobRow.tenant, JobRow.checkpoint_sha256 == BlobRow.sha256)
-    unreferred = and_(~refers(ModelRow), ~refers(DatasetRow), ~result)
+    unreferred = and_(~refers(ModelRow), ~refers(DatasetRow), ~refers(JobFigureRow), ~result)
     return and_(BlobRow.touched_at < cutoff, or_(BlobRow.sha256.is_(None), unreferred))
 
 

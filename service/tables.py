@@ -193,3 +193,22 @@ class JobRow(Base):
     report: Mapped[str | None] = mapped_column(Text, deferred=True)
     checkpoint_sha256: Mapped[str | None] = mapped_column(String(64))
     checkpoint_size: Mapped[int | None]
+
+
+class JobFigureRow(Base):
+    """A picture of a finished job's report, in the report's order."""
+
+    __tablename__ = "job_figures"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant", "sha256"], ["blobs.tenant", "blobs.sha256"]),
+        Index(None, "tenant", "sha256"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    position: Mapped[int]
+    tenant: Mapped[str] = mapped_column(String(64))
+    title: Mapped[str] = mapped_column(String(200))
+    media_type: Mapped[str] = mapped_column(String(40))
+    sha256: Mapped[str] = mapped_column(String(64))
+    size: Mapped[int]

@@ -24,6 +24,7 @@ class Request:
     target_class: int | None
     output_path: str
     report_path: str
+    figures_path: str  # a folder, made by the child if it draws any
     architecture: ArchitectureSpec
     input: InputSpec
     spec: SanitizeSpec

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import enum
-import os
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import pydantic
 import structlog
@@ -22,13 +19,13 @@ from service import blobs, jobs
 from service.blobs import BlobMissingError
 from service.jobs import Claim, HeartbeatAnswer
 from service.settings import Settings
-from worker import protocol
-from worker.sanitizer.report import Report, to_json
+from worker import protocol, results
+from worker.results import UntrueResultError
+from worker.sanitizer.report import to_json
 from worker.sanitizer.spec import ArchitectureSpec, InputSpec, SanitizeSpec
 from worker.supervisor import Kind, Limits, Outcome, Supervisor, Tick
 
 READ_BYTES = 1024 * 1024
-MAX_REPORT_BYTES = 64 * 1024 * 1024
 BEATS_PER_LEASE = 4  # while files are staged and published: three may be late before the lease runs out
 
 log = structlog.get_logger(__name__)
@@ -49,10 +46,6 @@ class _LeaseLostError(Exception):
 
 class _CancelledError(Exception):
     """The client asked for the end of the job."""
-
-
-class _UntrueResultError(Exception):
-    """The child said that it succeeded, and what it left does not bear that out."""
 
 
 def run(
@@ -130,7 +123,7 @@ class _Attempt:
         except BlobMissingError:
             message = "the bytes of the model or of a data set are gone; upload them again"
             return self._finished(jobs.fail(self._sessions, self._claim, "content_missing", message))
-        except _UntrueResultError as error:
+        except UntrueResultError as error:
             log.exception("job_result_untrue")
             return self._given_back("worker_crashed", f"the job's process left an unusable result: {error}")
         except OSError:
@@ -157,6 +150,7 @@ class _Attempt:
             target_class=claim.target_class,
             output_path=str(outputs / "checkpoint"),
             report_path=str(outputs / "report.json"),
+            figures_path=str(outputs / "figures"),
             architecture=pydantic.TypeAdapter(ArchitectureSpec).validate_python(claim.architecture),
             input=pydantic.TypeAdapter(InputSpec).validate_python(claim.input),
             spec=pydantic.TypeAdapter(SanitizeSpec).validate_python(claim.spec),
@@ -181,13 +175,21 @@ class _Attempt:
                 return Ending.LOST
 
     def _publish(self, request: protocol.Request) -> Ending:
-        """Store the checkpoint, then, guarded by the token, make it and the report the job's result."""
-        report = _read_report(Path(request.report_path))
-        with _open_result(Path(request.output_path), max_bytes=request.max_file_bytes) as file:
+        """Store the checkpoint and figures, then, guarded by the token, make them and the report the job's result."""
+        report = results.read_report(Path(request.report_path))
+        with results.open_plain(Path(request.output_path), max_bytes=request.max_file_bytes) as file:
             chunks = iter(lambda: file.read(READ_BYTES), b"")
             sha256, size = blobs.write(self._sessions, self._claim.tenant, self._beating(chunks))
         if [entry.sha256 for entry in report.files if entry.role == "sanitized_checkpoint"] != [sha256]:
-            raise _UntrueResultError("the report is about another checkpoint")
+            raise UntrueResultError("the report is about another checkpoint")
+        figures = []
+        for info, data in results.read_figures(Path(request.figures_path), report.figures):
+            figure_sha256, figure_size = blobs.write(self._sessions, self._claim.tenant, self._beating(iter([data])))
+            figures.append(
+                jobs.Figure(
+                    name=info.name, title=info.title, media_type=info.media_type, sha256=figure_sha256, size=figure_size
+                )
+            )
         return self._finished(
             jobs.succeed(
                 self._sessions,
@@ -195,6 +197,7 @@ class _Attempt:
                 report_json=to_json(report),
                 checkpoint_sha256=sha256,
                 checkpoint_size=size,
+                figures=figures,
             )
         )
 
@@ -262,26 +265,3 @@ def _job_folder(scratch: Path) -> Iterator[Path]:
         if (folder / "in").is_dir():
             (folder / "in").chmod(0o700)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _open_result(path: Path, *, max_bytes: int) -> IO[bytes]:
-    """Open what the child left: a plain file and no link, since a link could lead to a file of ours."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise _UntrueResultError(f"{path.name}: {error.strerror}") from error
-    file = os.fdopen(descriptor, "rb")
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or not 0 < status.st_size <= max_bytes:
-        file.close()
-        raise _UntrueResultError(f"{path.name} is no plain file within its limits")
-    return file
-
-
-def _read_report(path: Path) -> Report:
-    with _open_result(path, max_bytes=MAX_REPORT_BYTES) as file:
-        text = file.read(MAX_REPORT_BYTES)
-    try:
-        return pydantic.TypeAdapter(Report).validate_json(text)
-    except pydantic.ValidationError as error:
-        raise _UntrueResultError("the report does not have its shape") from error

@@ -5,6 +5,7 @@ Every function takes the session factory first and runs its own short transactio
 
 from service.jobs.leases import (
     Claim,
+    Figure,
     HeartbeatAnswer,
     claim,
     fail,
@@ -15,16 +16,31 @@ from service.jobs.leases import (
     succeed,
 )
 from service.jobs.reaping import mark_sent, reap
-from service.jobs.requests import Result, cancel, checkpoint, get, list_jobs, report, submit
+from service.jobs.requests import (
+    FIGURE_NAME,
+    Result,
+    cancel,
+    checkpoint,
+    figure,
+    figures,
+    get,
+    list_jobs,
+    report,
+    submit,
+)
 
 __all__ = [
+    "FIGURE_NAME",
     "Claim",
+    "Figure",
     "HeartbeatAnswer",
     "Result",
     "cancel",
     "checkpoint",
     "claim",
     "fail",
+    "figure",
+    "figures",
     "finish_cancelled",
     "get",
     "hand_back",

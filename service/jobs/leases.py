@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -20,11 +21,13 @@ from service.tables import (
     RUNNING,
     SUCCEEDED,
     DatasetRow,
+    JobFigureRow,
     JobRow,
     ModelRow,
 )
 
 MAX_ERROR_MESSAGE = 2000
+MAX_TITLE = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,17 @@ class Claim:
     clean_sha256: str
     triggered_sha256: str | None
     target_class: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A picture of the report whose bytes are stored already."""
+
+    name: str
+    title: str
+    media_type: str
+    sha256: str
+    size: int
 
 
 class HeartbeatAnswer(Enum):
@@ -136,15 +150,22 @@ def heartbeat(
 
 
 def succeed(
-    sessions: sessionmaker[Session], claim: Claim, *, report_json: str, checkpoint_sha256: str, checkpoint_size: int
+    sessions: sessionmaker[Session],
+    claim: Claim,
+    *,
+    report_json: str,
+    checkpoint_sha256: str,
+    checkpoint_size: int,
+    figures: Sequence[Figure] = (),
 ) -> bool:
-    """Publish the result. False: the lease was lost, nothing was written.
+    """Publish the result, in one transaction. False: the lease was lost, nothing was written.
 
     A cancel that arrived after the work was done comes too late: the job has succeeded.
     """
     return _finish(
         sessions,
         claim,
+        figures,
         state=SUCCEEDED,
         # A lone surrogate, from a hostile tensor's name, becomes the JSON escape that means the same.
         report=report_json.encode("utf-8", "backslashreplace").decode(),
@@ -216,7 +237,7 @@ def _owned(claim: Claim) -> tuple[Any, ...]:
     return JobRow.id == claim.job_id, JobRow.token == claim.token, JobRow.state.in_(OWNED_STATES)
 
 
-def _finish(sessions: sessionmaker[Session], claim: Claim, **values: object) -> bool:
+def _finish(sessions: sessionmaker[Session], claim: Claim, figures: Sequence[Figure] = (), **values: object) -> bool:
     with db.writing(sessions) as session:
         statement = (
             update(JobRow)
@@ -224,4 +245,19 @@ def _finish(sessions: sessionmaker[Session], claim: Claim, **values: object) -> 
             .values(finished_at=db.now(session), worker_id=None, lease_until=None, **values)
             .returning(JobRow.id)
         )
-        return session.scalar(statement) is not None
+        if session.scalar(statement) is None:
+            return False
+        for position, figure in enumerate(figures):
+            session.add(
+                JobFigureRow(
+                    job_id=claim.job_id,
+                    name=figure.name,
+                    position=position,
+                    tenant=claim.tenant,
+                    title=_storable(figure.title)[:MAX_TITLE],
+                    media_type=figure.media_type,
+                    sha256=figure.sha256,
+                    size=figure.size,
+                )
+            )
+        return True

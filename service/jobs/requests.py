@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,12 @@ from service.tables import (
     RUNNING,
     SUCCEEDED,
     DatasetRow,
+    JobFigureRow,
     JobRow,
     ModelRow,
 )
+
+FIGURE_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +169,38 @@ def checkpoint(sessions: sessionmaker[Session], tenant: str, job_id: str) -> Res
         model_id=model.id,
         model_name=model.name,
     )
+
+
+def figures(sessions: sessionmaker[Session], tenant: str, job_id: str) -> list[JobFigureRow]:
+    """The figures of the finished job's report, in its order; none for a job that drew none.
+
+    Raises:
+        NotFoundError: job_not_found.
+        ConflictError: job_not_finished, job_failed, job_cancelled.
+    """
+    job = _finished(sessions, tenant, job_id)
+    with sessions() as session:
+        rows = session.scalars(
+            select(JobFigureRow).where(JobFigureRow.job_id == job.id).order_by(JobFigureRow.position)
+        )
+        return list(rows)
+
+
+def figure(sessions: sessionmaker[Session], tenant: str, job_id: str, name: str) -> JobFigureRow:
+    """One of them.
+
+    Raises:
+        NotFoundError: job_not_found, figure_not_found.
+        ConflictError: job_not_finished, job_failed, job_cancelled.
+    """
+    job = _finished(sessions, tenant, job_id)
+    row = None
+    if FIGURE_NAME.fullmatch(name):
+        with sessions() as session:
+            row = session.get(JobFigureRow, (job.id, name))
+    if row is None:
+        raise NotFoundError("the job has no figure of this name; its report lists them", code="figure_not_found")
+    return row
 
 
 def _finished(sessions: sessionmaker[Session], tenant: str, job_id: str) -> JobRow:

@@ -71,13 +71,22 @@ class Api:
         assert claim is not None
         return claim
 
-    def succeeded_job(self, checkpoint=b"sanitized", report_json='{"schema_version": 1}', **changes):
+    def succeeded_job(self, checkpoint=b"sanitized", report_json='{"schema_version": 1}', figures=None, **changes):
         job = self.job(**changes)
         sha256, size = blobs.write(self.sessions, "local", [checkpoint])
         assert jobs.succeed(
-            self.sessions, self.claim(job), report_json=report_json, checkpoint_sha256=sha256, checkpoint_size=size
+            self.sessions,
+            self.claim(job),
+            report_json=report_json,
+            checkpoint_sha256=sha256,
+            checkpoint_size=size,
+            figures=[self._figure(name, data) for name, data in (figures or {}).items()],
         )
         return job
+
+    def _figure(self, name, data):
+        sha256, size = blobs.write(self.sessions, "local", [data])
+        return jobs.Figure(name=name, title=f"About {name}", media_type="image/png", sha256=sha256, size=size)
 
     def _with_content(self, resource, content):
         if content is None:

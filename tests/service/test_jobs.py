@@ -3,6 +3,7 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.exc import IntegrityError
 
 from service import blobs, db, jobs, resources
 from service.errors import ConflictError, NotFoundError, UnprocessableError
@@ -140,6 +141,38 @@ def test_a_stale_token_changes_nothing(sessions, submit, claim):
     row = jobs.get(sessions, TENANT, job.id)
     assert (row.state, row.token, row.worker_id, row.error_code, row.phase) == ("running", 2, "fast", None, None)
     assert jobs.heartbeat(sessions, fresh, lease_seconds=60) is HeartbeatAnswer.CONTINUE
+
+
+def test_figures_come_with_the_end_and_only_from_the_owner(sessions, submit, claim):
+    job = submit()
+    stale = claim(job, "slow", lease_seconds=-1)
+    fresh = claim(job, "fast")
+    sha256, size = blobs.write(sessions, TENANT, [b"result"])
+    picture, picture_size = blobs.write(sessions, TENANT, [b"picture"])
+
+    def succeed(owner, name, title="t"):
+        figure = jobs.Figure(name=name, title=title, media_type="image/png", sha256=picture, size=picture_size)
+        result = {"report_json": "{}", "checkpoint_sha256": sha256, "checkpoint_size": size}
+        return jobs.succeed(sessions, owner, figures=[figure], **result)
+
+    assert not succeed(stale, "stale")
+    assert succeed(fresh, "fresh", "t\x00\udc80" + "t" * 300)
+    (row,) = jobs.figures(sessions, TENANT, job.id)
+    assert (row.name, row.sha256, row.size, row.title[:3]) == ("fresh", picture, picture_size, "t\ufffd?")
+    assert blobs.collect_garbage(sessions, older_than_seconds=-1) == 0
+    assert b"".join(blobs.read(sessions, TENANT, picture)) == b"picture"
+
+
+def test_a_figure_without_its_bytes_leaves_the_job_as_it_was(sessions, submit, claim):
+    job = submit()
+    taken = claim(job)
+    sha256, size = blobs.write(sessions, TENANT, [b"result"])
+    figure = jobs.Figure(name="f", title="t", media_type="image/png", sha256="0" * 64, size=1)
+    with pytest.raises(IntegrityError):
+        jobs.succeed(
+            sessions, taken, report_json="{}", checkpoint_sha256=sha256, checkpoint_size=size, figures=[figure]
+        )
+    assert state(sessions, job) == "running"
 
 
 def test_an_old_owner_cannot_write_to_a_job_that_waits_again(sessions, submit, claim):

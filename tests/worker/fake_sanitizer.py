@@ -8,7 +8,20 @@ import sys
 import time
 from pathlib import Path
 
+PNG = b"\x89PNG\r\n\x1a\n and the rest of a picture"
 ESTIMATE = {"value": 0.9, "low": 0.8, "high": 1.0, "num_images": 10}
+
+
+def figures(request: dict[str, object], fault: str) -> list[dict[str, object]]:
+    """Draw a figure, or one that is not what the report says."""
+    folder, data = Path(str(request["figures_path"])), PNG
+    if fault == "page_figure":
+        data = b"<html><script>"
+    folder.mkdir()
+    (folder / "curve").write_bytes(data)
+    sha256 = hashlib.sha256(b"another" if fault == "other_figure" else data).hexdigest()
+    info = {"name": "curve", "title": "The curve", "media_type": "image/png", "sha256": sha256, "size_bytes": len(data)}
+    return [info | {"name": "../report.json"} if fault == "named_figure" else info]
 
 
 def report(request: dict[str, object], sha256: str, size: int) -> dict[str, object]:
@@ -61,7 +74,10 @@ def main() -> None:
     elif fault != "nothing":
         output.write_bytes(data)
     sha256 = hashlib.sha256(b"another" if fault == "another" else data).hexdigest()
-    text = "{}" if fault == "bad_report" else json.dumps(report(request, sha256, len(data)))
+    written = report(request, sha256, len(data))
+    if fault.endswith("figure"):
+        written["figures"] = figures(request, fault)
+    text = "{}" if fault == "bad_report" else json.dumps(written)
     Path(request["report_path"]).write_text(text)
     sys.stdout.write('{"event":"progress","phase":"write","done":1,"total":1}\n{"event":"succeeded"}\n')
 

@@ -39,6 +39,7 @@ def make_request(tmp_path):
             "target_class": None,
             "output_path": str(tmp_path / "output"),
             "report_path": str(tmp_path / "report.json"),
+            "figures_path": str(tmp_path / "figures"),
             "architecture": ArchitectureSpec(**metadata["architecture"]),
             "input": InputSpec(**metadata["input"]),
             "spec": SPEC,

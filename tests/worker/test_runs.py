@@ -80,6 +80,17 @@ def test_a_good_job_is_published_with_its_report(sqlite_sessions, submit, run, j
     assert report["spec"]["selection"] == {"kind": "fixed_fraction", "fraction": 0.1}
 
 
+def test_the_figures_are_published_with_the_report(sqlite_sessions, submit, run):
+    job_id = submit("a figure")
+    assert run(job_id) is Ending.FINISHED
+    (figure,) = jobs.figures(sqlite_sessions, LOCAL_TENANT, job_id)
+    (listed,) = json.loads(jobs.report(sqlite_sessions, LOCAL_TENANT, job_id))["figures"]
+    assert (figure.name, figure.title, figure.media_type) == ("curve", "The curve", "image/png")
+    assert (figure.sha256, figure.size) == (listed["sha256"], listed["size_bytes"])
+    data = b"".join(blobs.read(sqlite_sessions, LOCAL_TENANT, figure.sha256))
+    assert data.startswith(b"\x89PNG")
+
+
 def test_a_second_hint_for_a_job_does_nothing(submit, run):
     job_id = submit("go well")
     run(job_id)
@@ -93,7 +104,13 @@ def test_a_refusal_fails_the_job_at_once_with_its_code(submit, run, job):
     assert (job(job_id).state, job(job_id).error_code, job(job_id).attempt) == ("failed", "class_too_rare", 1)
 
 
-@pytest.mark.parametrize("fault", ["crash", "nothing", "link", "huge", "another", "bad_report"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *("crash", "nothing", "link", "huge", "another", "bad_report"),
+        *("page_figure", "other_figure", "named_figure"),
+    ],
+)
 def test_what_the_machinery_did_wrong_is_tried_again_and_fails_in_the_end(sqlite_settings, submit, run, job, fault):
     job_id = submit(fault)
     for attempt in range(1, sqlite_settings.max_attempts):
