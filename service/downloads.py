@@ -23,6 +23,8 @@ def respond(
     sha256: str,
     size: int,
     filename: str,
+    media_type: str = "application/octet-stream",
+    inline: bool = False,
     method: str,
     request_headers: Mapping[str, str],
 ) -> Response:
@@ -50,10 +52,12 @@ def respond(
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     headers |= {
         "Content-Length": str(stop - start),
-        "Content-Disposition": f'attachment; filename="{filename}"',
-        "Content-Type": "application/octet-stream",
+        "Content-Disposition": f'{"inline" if inline else "attachment"}; filename="{filename}"',
+        "Content-Type": media_type,
         "X-Content-Type-Options": "nosniff",
     }
+    if inline:  # whatever a browser takes it for, it runs nothing and loads nothing
+        headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
     if method == "HEAD":
         return Response(status_code=status, headers=headers)
     return StreamingResponse(blobs.read(sessions, tenant, sha256, start, stop), status, headers)

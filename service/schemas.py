@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from service.tables import FAILED, SUCCEEDED, DatasetRow, JobRow, ModelRow
+from service.tables import FAILED, SUCCEEDED, DatasetRow, JobFigureRow, JobRow, ModelRow
 from worker.sanitizer.report import Report
 from worker.sanitizer.spec import MAX_CLASSES, ArchitectureSpec, InputSpec, SanitizeSpec
 
@@ -16,6 +16,7 @@ __all__ = [
     "PROBLEMS",
     "DatasetCreate",
     "DatasetView",
+    "FigureView",
     "JobCreate",
     "JobView",
     "ModelCreate",
@@ -152,7 +153,10 @@ class JobError(BaseModel):
 
 
 class JobView(BaseModel):
-    """A job as a client sees it. `links` holds `report` and `checkpoint` once there are any."""
+    """A job as a client sees it.
+
+    `links` holds the report, its page and figures, and the checkpoint once there are any.
+    """
 
     id: str
     state: JobState
@@ -180,8 +184,33 @@ class JobView(BaseModel):
         self_link = f"/v1/jobs/{row.id}"
         values["links"] = {"self": self_link, "cancel": f"{self_link}/cancel"}
         if row.state == SUCCEEDED:
-            values["links"] |= {"report": f"{self_link}/report", "checkpoint": f"{self_link}/checkpoint"}
+            values["links"] |= {
+                name: f"{self_link}/{path}"
+                for name, path in (
+                    ("report", "report"),
+                    ("report_page", "report.html"),
+                    ("figures", "figures"),
+                    ("checkpoint", "checkpoint"),
+                )
+            }
         return cls.model_validate({"progress": None, "error": None} | values)
+
+
+class FigureView(BaseModel):
+    """A picture of a job's report; `links.content` is the file."""
+
+    name: str
+    title: str
+    media_type: str
+    size: int
+    sha256: str
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, row: JobFigureRow) -> Self:
+        """The view of a row."""
+        links = {"content": f"/v1/jobs/{row.job_id}/figures/{row.name}"}
+        return cls.model_validate(_fields(row, cls) | {"links": links})
 
 
 class Page(BaseModel, Generic[Item]):
@@ -222,7 +251,7 @@ def plain(spec: ArchitectureSpec | InputSpec | SanitizeSpec) -> dict[str, Any]:
     return dataclasses.asdict(spec)
 
 
-def _fields(row: ModelRow | DatasetRow | JobRow, view: type[BaseModel]) -> dict[str, Any]:
+def _fields(row: ModelRow | DatasetRow | JobRow | JobFigureRow, view: type[BaseModel]) -> dict[str, Any]:
     return {name: getattr(row, name) for name in view.model_fields if hasattr(row, name)}
 
 

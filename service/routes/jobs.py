@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import structlog
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
 
-from service import broker, downloads, ids, jobs
+from service import blobs, broker, downloads, ids, jobs, pages
 from service.deps import Held, Paging, Resources, Tenant
-from service.schemas import PROBLEMS, JobCreate, JobState, JobView, Page, Report, plain
+from service.schemas import PROBLEMS, FigureView, JobCreate, JobState, JobView, Page, Report, plain
 from service.tables import OPEN_STATES
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
@@ -56,10 +60,25 @@ def cancel(job_id: str, held: Held, tenant: Tenant) -> JobView:
     return JobView.of(jobs.cancel(held.sessions, tenant, job_id))
 
 
-@router.get("/{job_id}/report", response_model=Report, summary="Read the report")
-def report(job_id: str, held: Held, tenant: Tenant) -> Response:
+_PAGE = {"content": {"text/html": {}}, "description": "The report; for a browser, which asks for it, as a page."}
+
+
+@router.get("/{job_id}/report", response_model=Report, responses={200: _PAGE}, summary="Read the report")
+def report(job_id: str, request: Request, held: Held, tenant: Tenant) -> Response:
     """The evidence, exactly as the worker wrote it."""
-    return Response(jobs.report(held.sessions, tenant, job_id), media_type="application/json")
+    if _wants_page(request.headers.get("accept", "")):
+        return _page(held, tenant, job_id)
+    return Response(
+        jobs.report(held.sessions, tenant, job_id), media_type="application/json", headers={"Vary": "Accept"}
+    )
+
+
+@router.get(
+    "/{job_id}/report.html", response_class=HTMLResponse, summary="Read the report as a page, whatever Accept says"
+)
+def report_page(job_id: str, held: Held, tenant: Tenant) -> Response:
+    """For people: self-contained, to read and to keep."""
+    return _page(held, tenant, job_id)
 
 
 _FILE = {"content": {"application/octet-stream": {}}, "description": "The file."}
@@ -84,6 +103,81 @@ def checkpoint(job_id: str, request: Request, held: Held, tenant: Tenant) -> Res
         method=request.method,
         request_headers=request.headers,
     )
+
+
+@router.get("/{job_id}/figures", summary="List the report's figures")
+def list_figures(job_id: str, held: Held, tenant: Tenant) -> Page[FigureView]:
+    """In the report's order, all at once: a report has a few."""
+    rows = jobs.figures(held.sessions, tenant, job_id)
+    return Page(items=[FigureView.of(row) for row in rows], next_cursor=None)
+
+
+_PICTURE = {"content": {"image/png": {}}, "description": "The picture."}
+
+
+@router.head("/{job_id}/figures/{name}", include_in_schema=False)
+@router.get(
+    "/{job_id}/figures/{name}",
+    response_class=Response,
+    responses={200: _PICTURE, 206: _PICTURE | {"description": "The range of it."}, 304: {"description": "Unchanged."}},
+    summary="Download a figure",
+)
+def figure(job_id: str, name: str, request: Request, held: Held, tenant: Tenant) -> Response:
+    """A PNG file, with a strong ETag; the report lists the names."""
+    row = jobs.figure(held.sessions, tenant, job_id, name)
+    return downloads.respond(
+        held.sessions,
+        tenant,
+        sha256=row.sha256,
+        size=row.size,
+        filename=f"{row.name}.png",
+        media_type=row.media_type,
+        inline=True,
+        method=request.method,
+        request_headers=request.headers,
+    )
+
+
+def _page(held: Resources, tenant: str, job_id: str) -> Response:
+    text = jobs.report(held.sessions, tenant, job_id)
+    job = jobs.get(held.sessions, tenant, job_id)
+    pictures = [
+        pages.Picture(
+            title=row.title,
+            media_type=row.media_type,
+            data=b"".join(blobs.read(held.sessions, tenant, row.sha256)),
+        )
+        for row in jobs.figures(held.sessions, tenant, job_id)
+    ]
+    page = pages.report_page(
+        json.loads(text),
+        job_id=job.id,
+        model_name=jobs.checkpoint(held.sessions, tenant, job_id).model_name,
+        finished=f"{job.finished_at:%Y-%m-%d %H:%M} UTC",
+        pictures=pictures,
+    )
+    headers = {
+        "Content-Security-Policy": page.content_security_policy,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "private, no-cache",
+        "Vary": "Accept",
+    }
+    return HTMLResponse(page.html, headers=headers)
+
+
+def _wants_page(accept: str) -> bool:
+    """Whether the client, as browsers do, names HTML and likes it better than JSON."""
+    liking = {"text/html": 0.0, "application/json": 0.0}
+    for item in accept.split(","):
+        media_type, _, parameters = item.strip().lower().partition(";")
+        quality = re.search(r"(?:^|;)\s*q=([0-9.]{1,5})\s*(?:;|$)", parameters)
+        if media_type.strip() in liking:
+            try:
+                liking[media_type.strip()] = float(quality[1]) if quality else 1.0
+            except ValueError:
+                continue
+    return liking["text/html"] > liking["application/json"]
 
 
 def _hint(held: Resources, job_id: str) -> None:

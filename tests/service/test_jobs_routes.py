@@ -1,11 +1,15 @@
 import base64
 import hashlib
+import json
 import os
 
 import pytest
 
 from service import jobs
 from service.tables import JobRow
+
+ENDED_ONLY = ("report", "report.html", "figures", "figures/curve", "checkpoint")
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def test_a_job_is_accepted_polled_and_read(any_api, refused):
@@ -33,7 +37,7 @@ def test_a_job_is_accepted_polled_and_read(any_api, refused):
     assert (running.json()["phase"], running.json()["progress"]) == ("sweep", {"done": 3, "total": 24})
     assert running.json()["started_at"].endswith("Z")
 
-    for path in ("report", "checkpoint"):
+    for path in ENDED_ONLY:
         refused(any_api.http.get(f"/v1/jobs/{job['id']}/{path}"), 409, "job_not_finished")
 
 
@@ -114,7 +118,7 @@ def test_cancelling_is_said_once_and_meant(api, refused):
     assert api.http.post(waiting["links"]["cancel"]).status_code == 202
     assert api.http.post(running["links"]["cancel"]).json()["state"] == "cancelling"
     jobs.finish_cancelled(api.sessions, claim)
-    for path in ("report", "checkpoint"):
+    for path in ENDED_ONLY:
         refused(api.http.get(f"/v1/jobs/{waiting['id']}/{path}"), 409, "job_cancelled")
     finished = api.succeeded_job()
     refused(api.http.post(finished["links"]["cancel"]), 409, "job_already_finished")
@@ -125,7 +129,7 @@ def test_a_failed_job_says_why(api, refused):
     jobs.fail(api.sessions, api.claim(job), "architecture_mismatch", "five tensors differ")
     view = api.http.get(job["links"]["self"]).json()
     assert view["error"] == {"code": "architecture_mismatch", "message": "five tensors differ"}
-    for path in ("report", "checkpoint"):
+    for path in ENDED_ONLY:
         document = refused(api.http.get(f"/v1/jobs/{job['id']}/{path}"), 409, "job_failed")
         assert "five tensors differ" in document["detail"]
 
@@ -252,3 +256,76 @@ def test_a_list_does_not_read_the_reports(api):
     (row,) = jobs.list_jobs(api.sessions, "local", limit=10)
     assert "report" not in row.__dict__
     assert hasattr(JobRow, "report")
+
+
+def test_figures_are_listed_and_served_in_the_reports_order(any_api, refused):
+    job = any_api.succeeded_job(figures={"curve": PNG + b"1", "bias": PNG + b"2"})
+    view = any_api.http.get(job["links"]["self"]).json()
+    listed = any_api.http.get(view["links"]["figures"]).json()["items"]
+    assert [(item["name"], item["title"], item["size"]) for item in listed] == [
+        ("curve", "About curve", 9),
+        ("bias", "About bias", 9),
+    ]
+    for item, data in zip(listed, (PNG + b"1", PNG + b"2"), strict=True):
+        answer = any_api.http.get(item["links"]["content"])
+        assert (answer.status_code, answer.content) == (200, data)
+        assert answer.headers["content-type"] == "image/png"
+        assert answer.headers["etag"] == f'"{item["sha256"]}"' == f'"{hashlib.sha256(data).hexdigest()}"'
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
+        assert answer.headers["content-disposition"] == f'inline; filename="{item["name"]}.png"'
+        head = any_api.http.head(item["links"]["content"])
+        assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(data)))
+        unchanged = any_api.http.get(item["links"]["content"], headers={"If-None-Match": answer.headers["etag"]})
+        assert unchanged.status_code == 304
+    for name in ("nothing", "%00", "CURVE", "curve%0a", "x" * 65, "%ed%a0%80"):
+        refused(any_api.http.get(f"/v1/jobs/{job['id']}/figures/{name}"), 404, "figure_not_found")
+    refused(any_api.http.get(f"/v1/jobs/job_{'0' * 26}/figures/curve"), 404, "job_not_found")
+
+
+def test_a_figure_belongs_to_its_job(any_api, refused):
+    any_api.succeeded_job(figures={"curve": PNG})
+    other = any_api.succeeded_job()
+    assert any_api.http.get(f"/v1/jobs/{other['id']}/figures").json() == {"items": [], "next_cursor": None}
+    refused(any_api.http.get(f"/v1/jobs/{other['id']}/figures/curve"), 404, "figure_not_found")
+
+
+def test_the_report_is_a_page_for_whoever_asks_for_one(any_api, safetensors):
+    hostile = '"><script>alert(1)</script>'
+    model = any_api.model(safetensors(b"weights"), name=hostile)
+    report = json.dumps({"schema_version": 1, "layers": [{"name": hostile, "num_channels": 3, "pruned_channels": []}]})
+    job = any_api.succeeded_job(report_json=report, figures={"curve": PNG}, model_id=model["id"])
+    view = any_api.http.get(job["links"]["self"]).json()
+    page = any_api.http.get(view["links"]["report_page"])
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "script-src" not in page.headers["content-security-policy"]
+    assert "<script" not in page.text
+    assert page.text.count("&lt;script&gt;") >= 2
+    assert base64.b64encode(PNG).decode() in page.text
+
+    browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+    asked = any_api.http.get(view["links"]["report"], headers={"Accept": browser})
+    assert (asked.text, asked.headers["vary"]) == (page.text, "Accept")
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        *(
+            "*/*",
+            "application/json",
+            "application/json, text/html;q=0.9",
+            "text/html;q=0",
+            "text/html, application/json",
+        ),
+        *("text/html;q=..", "", "text/plain", "text/html;q=0.2;x=1, application/json;q=0.3"),
+    ],
+)
+def test_the_report_is_json_unless_html_is_liked_better(api, accept):
+    job = api.succeeded_job()
+    answer = api.http.get(f"/v1/jobs/{job['id']}/report", headers={"Accept": accept})
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["vary"] == "Accept"

@@ -1,0 +1,164 @@
+"""The report as a page: what is uploaded is text in it, and nothing else."""
+
+import base64
+import hashlib
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from service import pages
+from service.pages import Picture, report_page
+
+HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7 * 7 }}{% raw %}\u202e\x00"
+ESTIMATE = {"value": 0.9312, "low": 0.9, "high": 0.95, "num_images": 300}
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Outline(HTMLParser):
+    """Elements, attributes and text, and whether what was opened was closed."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.words, self.open = [], [], [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def report(name="layer1.0.conv1"):
+    return {
+        "schema_version": 1,
+        "spec": {"criterion": "linf", "scope": [name], "selection": {"kind": "accuracy_budget"}},
+        "architecture": {"name": name, "num_classes": 10},
+        "accuracy": {"before": ESTIMATE, "after": ESTIMATE | {"value": 0.9199}},
+        "attack_success": {
+            "status": "measured",
+            "reason": name,
+            "target_class": 3,
+            "before": ESTIMATE | {"value": 0.999},
+            "after": ESTIMATE | {"value": 0.021},
+            "robust_accuracy_before": None,
+            "robust_accuracy_after": None,
+        },
+        "choice": {"num_pruned": 12, "num_in_scope": 304, "reason": name},
+        "layers": [
+            {"name": name, "num_channels": 16, "num_pruned": 2, "in_scope": True, "pruned_channels": [1, 5]},
+            {"name": "fc", "num_channels": 8, "num_pruned": 0, "in_scope": False, "pruned_channels": []},
+        ],
+        "bias": [{"name": name, "linf": 209.5, "l1": 10.6, "l2": 43.1, "channel": 22, "source": "synthetic"}],
+        "skipped_layers": {name: name},
+        "tensors": [{"name": name, "changed": True}, {"name": "b", "changed": False}],
+        "files": [{"role": "checkpoint", "format": name, "size_bytes": 1234567, "sha256": "ab" * 32}],
+        "environment": {"device": name, "packages": {name: name}},
+        "warnings": [name],
+        "verdict": {"verdict": "backdoored", name: name, "score": 0.97, "reasons": [{name: name}]},
+    }
+
+
+def page(given, **changes):
+    fields = {"job_id": "job_1", "model_name": "suspect", "finished": "2026-11-23 10:00 UTC", "pictures": []}
+    return report_page(given, **(fields | changes))
+
+
+def test_a_person_finds_what_matters():
+    picture = Picture(title="The curve", media_type="image/png", data=b"\x89PNG")
+    outline = Outline(page(report(), pictures=[picture]).html.decode())
+    for words in (
+        "Report on suspect",
+        "93.1 % (90.0 to 95.0)",
+        "92.0 %",
+        "99.9 %",
+        "2.1 %",
+        "for class 3",
+        "12 of 304 channels",
+        "layer1.0.conv1",
+        "209.5",
+        "1 of 2 tensors were changed",
+        "1,234,567",
+        "Verdict",
+        "backdoored",
+        "The curve",
+    ):
+        assert words in outline.text, words
+    assert ("src", "data:image/png;base64,iVBORw==") in outline.attributes
+    assert outline.open == []
+
+
+def test_hostile_text_is_text():
+    hostile = page(report(HOSTILE), model_name=HOSTILE, pictures=[Picture(title=HOSTILE, media_type="i", data=b"")])
+    harmless = page(report("x"), model_name="x", pictures=[Picture(title="x", media_type="i", data=b"")])
+    seen, expected = Outline(hostile.html.decode()), Outline(harmless.html.decode())
+    assert seen.tags == expected.tags, "no element came of it"
+    assert "script" not in seen.tags
+    assert [name for name, _ in seen.attributes] == [name for name, _ in expected.attributes]
+    assert "<script>alert(1)</script>" in seen.text
+    assert "{{ 7 * 7 }}" in seen.text
+    assert "\u202e" not in seen.text
+    assert "\x00" not in seen.text
+    assert seen.open == []
+
+
+def test_the_policy_lets_nothing_in_but_our_style_and_the_pictures():
+    policy = page(report()).content_security_policy
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+    assert "script-src" not in policy
+    assert "<" not in pages._STYLE, "the style could end its element"
+
+
+def test_the_style_is_the_one_that_the_policy_names():
+    html = page(report()).html.decode()
+    style = html.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in page(report()).content_security_policy
+
+
+def test_lone_surrogates_and_endless_names_do_no_harm():
+    html = page(report("\udc80" + "x" * 10_000), model_name=None).html
+    assert len(html) < 40_000
+    assert b"a model without a name" in html
+
+
+def test_a_report_of_thousands_of_layers_is_cut():
+    layers = [{"name": f"l{n}", "num_channels": 1, "num_pruned": 0, "pruned_channels": []} for n in range(5000)]
+    html = page(report() | {"layers": layers}).html.decode()
+    assert "l299" in html
+    assert "l300" not in html
+    assert "The first 300 of 5000 layers" in Outline(html).text
+
+
+@pytest.mark.parametrize("given", [{}, {"schema_version": 9}, json.loads('{"attack_success": {"status": "?"}}')])
+def test_a_report_of_another_release_is_shown_as_far_as_it_goes(given):
+    assert "Report on suspect" in Outline(page(given).html.decode()).text
+
+
+def test_what_the_template_does_not_know_is_shown_all_the_same():
+    given = report() | {
+        "recipes": [{"name": "ft", "synthetic_attack_success": ESTIMATE}, {"name": "anp"}],
+        "final": "repaired",
+        "empty": [],
+    }
+    text = Outline(page(given).html.decode()).text
+    for words in ("Recipes", "synthetic attack success", "93.1 % (90.0 to 95.0), 300 images", "anp", "repaired"):
+        assert words in text, words
+
+
+def test_figures_with_the_names_of_a_mappings_methods_are_no_trouble():
+    given = report() | {"items": {"keys": 1, "values": [1, 2]}, "more": {"get": {"pop": None}}}
+    assert "keys" in Outline(page(given).html.decode()).text
