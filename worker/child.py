@@ -87,6 +87,7 @@ def _serve(line: bytes, emit: Callable[[protocol.Event], None]) -> None:
         triggered_path=None if request.triggered_path is None else Path(request.triggered_path),
         target_class=request.target_class,
         output_path=Path(request.output_path),
+        figures_path=Path(request.figures_path),
         architecture=request.architecture,
         input_spec=request.input,
         spec=request.spec,

@@ -82,7 +82,7 @@ def read_figures(path: Path, infos: Sequence[FigureInfo]) -> Iterator[tuple[Figu
         raise UntrueResultError(f"{path.name}: {error.strerror}") from error
     try:
         for info in infos:
-            with open_plain(Path(info.name), max_bytes=info.size_bytes, folder=folder) as file:
+            with open_plain(Path(f"{info.name}.png"), max_bytes=info.size_bytes, folder=folder) as file:
                 data = file.read(info.size_bytes + 1)
             if not data.startswith(_PNG_MAGIC) or hashlib.sha256(data).hexdigest() != info.sha256:
                 raise UntrueResultError(f"figure {info.name} is not the one that the report describes")

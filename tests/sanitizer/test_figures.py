@@ -89,9 +89,9 @@ def test_every_file_is_as_its_entry_says_and_the_network_is_the_result(tmp_path,
     infos = write_all(tmp_path / "figures", exhibits)
     names = ["curve", "bias", "trigger-1-class-2-mask", "trigger-2-class-0-l2", "gradcam"]
     assert [info.name for info in infos] == names
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(names)
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(f"{name}.png" for name in names)
     for info in infos:
-        data = (tmp_path / "figures" / info.name).read_bytes()
+        data = (tmp_path / "figures" / f"{info.name}.png").read_bytes()
         assert (info.media_type, info.size_bytes) == ("image/png", len(data))
         assert info.sha256 == hashlib.sha256(data).hexdigest()
         assert len(data) < 1024 * 1024
@@ -103,7 +103,7 @@ def test_the_same_material_gives_the_same_bytes_and_says_nothing_of_the_machine(
     first, second = (write_all(tmp_path / name, exhibits) for name in ("a", "b"))
     assert first == second
     for info in first:
-        data = (tmp_path / "a" / info.name).read_bytes()
+        data = (tmp_path / "a" / f"{info.name}.png").read_bytes()
         assert not any(chunk in data for chunk in (b"tEXt", b"iTXt", b"zTXt", b"tIME"))
 
 

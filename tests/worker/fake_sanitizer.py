@@ -18,7 +18,7 @@ def figures(request: dict[str, object], fault: str) -> list[dict[str, object]]:
     if fault == "page_figure":
         data = b"<html><script>"
     folder.mkdir()
-    (folder / "curve").write_bytes(data)
+    (folder / "curve.png").write_bytes(data)
     sha256 = hashlib.sha256(b"another" if fault == "other_figure" else data).hexdigest()
     info = {"name": "curve", "title": "The curve", "media_type": "image/png", "sha256": sha256, "size_bytes": len(data)}
     return [info | {"name": "../report.json"} if fault == "named_figure" else info]

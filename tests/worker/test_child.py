@@ -9,6 +9,7 @@ import pytest
 
 from service.client.demo import bundled_inputs
 from worker.protocol import Progress, Refused, Request, Started, Succeeded, decode
+from worker.results import read_figures, read_report
 from worker.sanitizer.checkpoint import read
 from worker.sanitizer.spec import ArchitectureSpec, FixedFraction, InputSpec, SanitizeSpec
 from worker.supervisor import Kind, Limits, Supervisor, Tick
@@ -68,6 +69,9 @@ def test_a_whole_job_leaves_a_checkpoint_and_a_report_and_tells_its_progress(sup
     assert report["environment"]["num_threads"] == 1
     assert read(tmp_path / "output").tensors.keys() == read(bundled_inputs().checkpoint).tensors.keys()
     assert any(isinstance(latest, Progress) for latest in progress)
+    infos = read_report(tmp_path / "report.json").figures
+    assert {"curve", "gradcam"} <= {info.name for info in infos}
+    assert len(list(read_figures(tmp_path / "figures", infos))) == len(infos)
 
 
 def test_a_refusal_of_the_library_reaches_the_caller_with_its_code(supervisor, make_request, tmp_path):

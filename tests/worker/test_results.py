@@ -21,12 +21,12 @@ def info(name="curve", data=DATA, **changes):
 def folder(tmp_path):
     folder = tmp_path / "figures"
     folder.mkdir()
-    (folder / "curve").write_bytes(DATA)
+    (folder / "curve.png").write_bytes(DATA)
     return folder
 
 
 def test_what_the_report_lists_is_read_and_nothing_else(folder):
-    (folder / "left-over").write_bytes(b"x")
+    (folder / "left-over.png").write_bytes(b"x")
     assert list(read_figures(folder, [info()])) == [(info(), DATA)]
 
 
@@ -63,7 +63,7 @@ def test_an_entry_that_is_not_true_or_not_allowed_is_refused(folder, changes):
 
 def test_bytes_that_are_no_picture_are_refused_though_their_digest_is_right(folder):
     page = b"<html><script>alert(1)</script>"
-    (folder / "page").write_bytes(page)
+    (folder / "page.png").write_bytes(page)
     with pytest.raises(UntrueResultError):
         list(read_figures(folder, [info("page", page)]))
 
@@ -71,10 +71,10 @@ def test_bytes_that_are_no_picture_are_refused_though_their_digest_is_right(fold
 def test_links_are_not_followed(folder, tmp_path):
     secret = tmp_path / "secret"
     secret.write_bytes(DATA)
-    (folder / "symbolic").symlink_to(secret)
-    os.link(secret, folder / "hard")
-    (folder / "folder").mkdir()
-    os.mkfifo(folder / "pipe")
+    (folder / "symbolic.png").symlink_to(secret)
+    os.link(secret, folder / "hard.png")
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
     for name in ("symbolic", "hard", "folder", "pipe"):
         with pytest.raises(UntrueResultError):
             list(read_figures(folder, [info(name)]))

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             spec=parse_spec(_read_object(options.spec)) if options.spec else SanitizeSpec(),
             triggered_path=options.triggered,
             target_class=options.target_class,
+            figures_path=options.figures,
             progress=_say if sys.stderr.isatty() else _silent,
         )
     except (SanitizerError, OSError) as error:
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--spec", type=Path, help="JSON of the specification; the default where absent")
     parser.add_argument("-o", "--output", type=Path, required=True, help="where the sanitized checkpoint goes")
     parser.add_argument("--report", type=Path, help="where the report goes; standard output where absent")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="folder for the report's figures, PNG files")
     return parser
 
 

@@ -29,14 +29,14 @@ class _Folder:
     written: list[FigureInfo] = field(default_factory=list)
 
     def add(self, name: str, title: str, data: bytes) -> None:
-        (self.path / name).write_bytes(data)
+        (self.path / f"{name}.png").write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
         info = FigureInfo(name=name, title=title, media_type=MEDIA_TYPE, sha256=digest, size_bytes=len(data))
         self.written.append(info)
 
 
 def write_all(folder: Path, exhibits: Exhibits) -> list[FigureInfo]:
-    """Write every figure that there is something to show for into a folder, each in a file of the figure's name.
+    """Write every figure that there is something to show for into a folder, each as `<name>.png`.
 
     The network holds the tensors of `exhibits.after` afterwards.
     """

@@ -13,12 +13,15 @@ import torch
 
 from worker.sanitizer import case as cases
 from worker.sanitizer import checkpoint as checkpoints
-from worker.sanitizer import device, evidence, masks, scoring
+from worker.sanitizer import device, evidence, figures, masks, scoring
+from worker.sanitizer.activations import ChannelStatistics, batched, profile
+from worker.sanitizer.bias import layer_bias
 from worker.sanitizer.case import Case
 from worker.sanitizer.errors import InvalidSpecError
+from worker.sanitizer.exhibits import Exhibits
 from worker.sanitizer.prune import prune
-from worker.sanitizer.report import SCHEMA_VERSION, Report, Split
-from worker.sanitizer.spec import ArchitectureSpec, InputSpec, SanitizeSpec
+from worker.sanitizer.report import SCHEMA_VERSION, LayerBias, Report, Split
+from worker.sanitizer.spec import AccuracyBudget, ArchitectureSpec, InputSpec, SanitizeSpec
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,6 +60,7 @@ def sanitize(
     spec: SanitizeSpec,
     triggered_path: Path | None = None,
     target_class: int | None = None,
+    figures_path: Path | None = None,
     progress: Progress = lambda _phase, _done, _total: None,
 ) -> Report:
     """Sanitize one checkpoint.
@@ -70,6 +74,7 @@ def sanitize(
         spec: What to do.
         triggered_path: Trigger samples; half of them score and never guide.
         target_class: The class that the trigger leads to, if the client knows it.
+        figures_path: A folder for the report's figures, made if there are any; None draws none.
         progress: Called with phase, done and total.
 
     Returns:
@@ -105,6 +110,25 @@ def sanitize(
             written = checkpoints.read(output_path)
             case.network.load(written.tensors)
             after = scoring.score(case)
+        with clock.phase("figures", 2) as advance:
+            bias = _bias(case, outcome.statistics)
+            advance(1)
+            drawn = []
+            if figures_path is not None:
+                budget = spec.selection.max_accuracy_drop if isinstance(spec.selection, AccuracyBudget) else None
+                exhibits = Exhibits(
+                    network=case.network,
+                    before=case.checkpoint.tensors,
+                    after=written.tensors,
+                    clean=case.holdout,
+                    triggered=case.score,
+                    target_class=case.target_class,
+                    bias=bias,
+                    curve=outcome.curve,
+                    num_pruned=outcome.choice.num_pruned,
+                    max_accuracy_drop=budget,
+                )
+                drawn = figures.write_all(figures_path, exhibits)
         with clock.phase("prove"):
             digests = evidence.tensor_digests(case.checkpoint.tensors, written.tensors)
             files = [evidence.file_digest("checkpoint", case.checkpoint.format, checkpoint_path)]
@@ -129,7 +153,18 @@ def sanitize(
         environment=evidence.environment(target, spec.seed),
         seconds=clock.seconds,
         warnings=_warnings(case, outcome.choice.num_pruned),
+        bias=bias,
+        figures=drawn,
     )
+
+
+def _bias(case: Case, clean: dict[str, ChannelStatistics]) -> list[LayerBias]:
+    """How the suspect's layers answer to the supplied trigger; it guides nothing, so the scoring half serves."""
+    if case.score is None:
+        return []
+    case.network.load(case.checkpoint.tensors)
+    triggered = profile(case.network, batched(case.score.pixels_NCHW), case.network.sites)
+    return layer_bias(clean, triggered, "supplied")
 
 
 def _split(case: Case) -> Split:
