@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ READ_SECONDS = 600.0  # storing an upload of gigabytes takes a while before the 
 DOWNLOAD_ATTEMPTS = 5
 POLL_SECONDS = 0.3
 MAX_POLL_SECONDS = 5.0
+# A name from the network becomes a file's.
+FIGURE_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 Json = dict[str, Any]
 
@@ -106,6 +109,27 @@ class Client:
         """Return the report of a job that succeeded."""
         return self._json("GET", f"/v1/jobs/{job_id}/report")
 
+    def figures(self, job_id: str) -> tuple[Json, ...]:
+        """Return the names, titles and digests of the report's figures, in its order."""
+        return tuple(self._json("GET", f"/v1/jobs/{job_id}/figures")["items"])
+
+    def download_figures(self, job_id: str, folder: Path) -> tuple[Path, ...]:
+        """Fetch the report's figures into a folder, which is made if need be, and return their files.
+
+        Raises:
+            ApiError: a figure has a name that no file should have, or other bytes than its digest says.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for figure in self.figures(job_id):
+            name = figure["name"]
+            if not FIGURE_NAME.fullmatch(name):
+                raise ApiError("unsafe_name", f"the service calls a figure {name!r}")
+            path = folder / f"{name}.png"
+            self._fetch_whole(f"/v1/jobs/{job_id}/figures/{name}", path, figure["size"], figure["sha256"])
+            paths.append(path)
+        return tuple(paths)
+
     def list(self, what: str) -> Iterator[Json]:
         """Yield all `models`, `datasets` or `jobs`, page by page."""
         cursor: str | None = None
@@ -149,18 +173,22 @@ class Client:
         connection is taken up where it broke.
         """
         expected = next(file for file in self.report(job_id)["files"] if file["role"] == "sanitized_checkpoint")
+        sha256: str = expected["sha256"]
+        self._fetch_whole(f"/v1/jobs/{job_id}/checkpoint", path, expected["size_bytes"], sha256)
+        return sha256
+
+    def _fetch_whole(self, url: str, path: Path, size: int, sha256: str) -> None:
         part = path.with_name(path.name + ".part")
         try:
             with part.open("wb") as file:
-                self._fetch(f"/v1/jobs/{job_id}/checkpoint", file, expected["size_bytes"])
+                self._fetch(url, file, size)
             with part.open("rb") as received:
-                sha256 = hashlib.file_digest(received, "sha256").hexdigest()
-            if sha256 != expected["sha256"]:
-                raise ApiError("digest_mismatch", f"{path.name}: received {sha256}, expected {expected['sha256']}")
+                found = hashlib.file_digest(received, "sha256").hexdigest()
+            if found != sha256:
+                raise ApiError("digest_mismatch", f"{path.name}: received {found}, expected {sha256}")
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-        return sha256
 
     def _fetch(self, url: str, file: Any, size: int) -> None:  # noqa: ANN401 - a binary file
         etag: str | None = None

@@ -78,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         command = _add_remote(commands, name, text, _show)
         command.add_argument("id", metavar="ID")
         command.set_defaults(method=name)
+        if name == "report":
+            command.add_argument("--figures", type=Path, metavar="DIR", help="also fetch the figures, PNG files")
     return parser
 
 
@@ -115,6 +117,9 @@ def _list(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     with Client(options.url) as client:
         record = {"job": client.job, "cancel": client.cancel, "report": client.report}[options.method](options.id)
+        if options.method == "report" and options.figures is not None:
+            for path in client.download_figures(options.id, options.figures):
+                sys.stderr.write(f"{path}\n")
     sys.stdout.write(json.dumps(record, indent=2) + "\n")
     return 0
 

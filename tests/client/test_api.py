@@ -22,6 +22,7 @@ class FakeService(ThreadingHTTPServer):
         self.digest = SHA256
         self.requests = []
         self.states = iter(())
+        self.figures = [{"name": name, "size": len(DATA), "sha256": SHA256} for name in ("curve", "bias")]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -44,6 +45,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/report"):
             file = {"role": "sanitized_checkpoint", "sha256": self.server.digest, "size_bytes": len(DATA)}
             self.answer(200, json.dumps({"files": [file]}).encode())
+        elif self.path.endswith("/figures"):
+            self.answer(200, json.dumps({"items": self.server.figures, "next_cursor": None}).encode())
+        elif "/figures/" in self.path:
+            self.answer(200, DATA, {"ETag": ETAG})
         elif self.path.endswith("/checkpoint"):
             start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
             cut_at = self.server.cut_at.pop(0) if self.server.cut_at else None
@@ -134,6 +139,28 @@ def test_a_download_with_another_digest_is_not_kept(client, service, tmp_path):
     service.digest = "0" * 64
     with pytest.raises(ApiError, match="digest_mismatch"):
         client.download("job_1", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_become_files_of_their_names(client, tmp_path):
+    folder = tmp_path / "new" / "figures"
+    assert client.download_figures("job_1", folder) == (folder / "curve.png", folder / "bias.png")
+    assert sorted(path.name for path in folder.iterdir()) == ["bias.png", "curve.png"]
+    assert (folder / "curve.png").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("name", ["../../.profile", "/etc/passwd", "a/b", "", "a\x00"])
+def test_a_service_cannot_choose_where_a_figure_is_written(client, service, tmp_path, name):
+    service.figures[0]["name"] = name
+    with pytest.raises(ApiError, match="unsafe_name"):
+        client.download_figures("job_1", tmp_path / "figures")
+    assert list((tmp_path / "figures").iterdir()) == []
+
+
+def test_a_figure_with_another_digest_is_not_kept(client, service, tmp_path):
+    service.figures[0]["sha256"] = "0" * 64
+    with pytest.raises(ApiError, match="digest_mismatch"):
+        client.download_figures("job_1", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

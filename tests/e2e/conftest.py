@@ -169,4 +169,7 @@ def assert_delivered(client, job_id, path):
     digests = {file["role"]: file["sha256"] for file in report["files"]}
     assert hashlib.sha256(path.read_bytes()).hexdigest() == digests["sanitized_checkpoint"]
     assert digests["sanitized_checkpoint"] != digests["checkpoint"]
+    figures = client.download_figures(job_id, path.with_name(f"{path.name}.figures"))
+    assert [figure.stem for figure in figures] == [figure["name"] for figure in report["figures"]]
+    assert figures
     return report
