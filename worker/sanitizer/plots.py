@@ -85,7 +85,8 @@ def curve_plot(points: Sequence[CurvePoint], num_pruned: int, max_accuracy_drop:
             axes.axhline(floor, color=drawing.FAINT, linestyle=(0, (5, 3)), linewidth=1.6, label=name, zorder=1)
         chosen = [i for i, point in enumerate(points) if point.num_pruned == num_pruned]
         if chosen:
-            name = f"chosen: {num_pruned} channels, {accuracy[chosen[0]]:.1f} %"
+            noun = "channel" if num_pruned == 1 else "channels"
+            name = f"chosen: {num_pruned} {noun}, {accuracy[chosen[0]]:.1f} %"
             spot = ([fraction[chosen[0]]], [accuracy[chosen[0]]])
             axes.scatter(*spot, s=190, color=drawing.VERMILION, marker="D", label=name, zorder=4)
         axes.set_xlabel("channels pruned, % of those in scope")
