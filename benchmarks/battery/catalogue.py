@@ -108,7 +108,7 @@ def _digit_model(short: str, attack: str | None) -> ModelConfig:
         options=dict(options),
         attack=attack,
         rate=0.10 if attack else 0.0,
-        num_train=1250,
+        num_train=1100,
         epochs=40,
         batch_size=64,
         twin=f"digits-{short}-w16-clean-s0" if attack else None,

@@ -65,7 +65,8 @@ class Job:
 def make_spec(recipe: str, *, seed: int, device: str) -> SanitizeSpec:
     """Return the specification of `NAME` or `NAME:field=value:field=value`, where a value is JSON or a bare word.
 
-    The name `default` leaves the recipe to the product.
+    A field of the selection is named with a point: `selection.max_accuracy_drop=0.05`. The name `default` leaves the
+    recipe to the product.
 
     Raises:
         InvalidSpecError: the product refuses it.
@@ -74,10 +75,12 @@ def make_spec(recipe: str, *, seed: int, device: str) -> SanitizeSpec:
     fields: dict[str, Any] = {} if name == DEFAULT else {"recipe": name}
     for change in changes:
         field, _, value = change.partition("=")
+        group, point, inner = field.partition(".")
+        place = fields.setdefault(group, {}) if point else fields
         try:
-            fields[field] = json.loads(value)
+            place[inner or group] = json.loads(value)
         except json.JSONDecodeError:
-            fields[field] = value
+            place[inner or group] = value
     return parse_spec(fields | {"seed": seed, "device": device})
 
 

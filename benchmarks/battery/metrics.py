@@ -15,13 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.battery import data
 from benchmarks.battery.attacks import Attack
 from benchmarks.battery.data import Dataset
 
-# Re-activation: what a few poisoned samples teach a repaired network (Min et al. 2024, "retuning").
+# Re-activation: what a few poisoned samples among clean ones wake in a repaired network (Min et al. 2024, "retuning").
+# Measured on clean models of the battery: the five samples alone, or a rate of 0.01, plant a backdoor in a network that
+# never had one, up to 100 %, and cost it its accuracy. These values leave it at 1 to 11 %: what is more was asleep.
 REACTIVATION_SAMPLES = 5
+REACTIVATION_CLEAN_SAMPLES = 500
 REACTIVATION_EPOCHS = 5
-REACTIVATION_LEARNING_RATE = 0.01
+REACTIVATION_BATCH = 32
+REACTIVATION_LEARNING_RATE = 0.001
 REACTIVATION_MOMENTUM = 0.9
 
 
@@ -84,16 +89,21 @@ def poisoned_samples(dataset: Dataset, attack: Attack, seed: int) -> tuple[Tenso
     return torch.cat(images), torch.cat(labels)
 
 
-def reactivate(network: nn.Module, dataset: Dataset, images_NCHW: Tensor, labels_N: Tensor) -> nn.Module:
-    """Return a copy fine-tuned on a few poisoned samples: one batch of all of them per epoch, plain SGD with momentum.
+def reactivate(network: nn.Module, dataset: Dataset, images_NCHW: Tensor, labels_N: Tensor, seed: int) -> nn.Module:
+    """Return a copy fine-tuned on a few poisoned samples among clean ones of the training split, by SGD with momentum.
 
-    Batch norm keeps its stored statistics, which a batch of five would ruin.
+    Every parameter is trained; batch norm keeps its stored statistics.
     """
     network = copy.deepcopy(network).eval()
-    optimizer = torch.optim.SGD(network.parameters(), lr=REACTIVATION_LEARNING_RATE, momentum=REACTIVATION_MOMENTUM)
+    generator = torch.Generator().manual_seed(seed)
+    clean = data.subset(dataset.train_labels_N, REACTIVATION_CLEAN_SAMPLES, seed)
+    images_NCHW = torch.cat([images_NCHW, dataset.train_images_NCHW[clean].float() / 255])
+    labels_N = torch.cat([labels_N, dataset.train_labels_N[clean]])
     normalised_NCHW = (images_NCHW - dataset.mean) / dataset.std
+    optimizer = torch.optim.SGD(network.parameters(), lr=REACTIVATION_LEARNING_RATE, momentum=REACTIVATION_MOMENTUM)
     for _ in range(REACTIVATION_EPOCHS):
-        optimizer.zero_grad()
-        functional.cross_entropy(network(normalised_NCHW), labels_N).backward()
-        optimizer.step()
+        for batch in torch.randperm(len(labels_N), generator=generator).split(REACTIVATION_BATCH):
+            optimizer.zero_grad()
+            functional.cross_entropy(network(normalised_NCHW[batch]), labels_N[batch]).backward()
+            optimizer.step()
     return network

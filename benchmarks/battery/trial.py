@@ -130,7 +130,7 @@ def draw(labels_N: Tensor, num_images: int, seed: int) -> tuple[Tensor, Tensor]:
 def reactivated(network: nn.Module, unseen: data.Dataset, attack: attacks.Attack, seed: int) -> dict[str, Any]:
     """Return the answer of `train.evaluate` after a few poisoned samples were taught to a copy of the network."""
     images_NCHW, labels_N = metrics.poisoned_samples(unseen, attack, seed)
-    return evaluate(metrics.reactivate(network, unseen, images_NCHW, labels_N), unseen, attack)
+    return evaluate(metrics.reactivate(network, unseen, images_NCHW, labels_N, seed), unseen, attack)
 
 
 def _load(architecture: ArchitectureSpec, path: Path) -> nn.Module:

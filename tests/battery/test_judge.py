@@ -13,6 +13,7 @@ from benchmarks.battery import data, judge, rows, train, trial
 from benchmarks.battery.catalogue import ModelConfig
 from worker.sanitizer import dataset as product
 from worker.sanitizer.errors import InvalidSpecError
+from worker.sanitizer.spec import AccuracyBudget
 
 CONFIG = ModelConfig(
     name="tiny",
@@ -139,6 +140,8 @@ def test_a_recipe_may_change_fields_of_the_specification():
     spec = judge.make_spec("default:scope=last_conv:order=ascending", seed=4, device="cpu")
     assert (spec.scope, spec.order, spec.seed, spec.device) == ("last_conv", "ascending", 4, "cpu")
     assert judge.make_spec('default:scope=["a","b"]', seed=0, device="cpu").scope == ["a", "b"]
+    spec = judge.make_spec("default:selection.max_accuracy_drop=0.05:selection.num_points=9", seed=0, device="cpu")
+    assert spec.selection == AccuracyBudget(max_accuracy_drop=0.05, num_points=9)
     with pytest.raises(InvalidSpecError):
         judge.make_spec("no_such_recipe", seed=0, device="cpu")
 

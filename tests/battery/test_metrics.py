@@ -122,10 +122,12 @@ def test_reactivation_teaches_a_copy_and_leaves_the_network_and_its_statistics_a
         torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4 * 36, NUM_CLASSES)
     ).eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    dataset = dataset_of(list(range(NUM_CLASSES)) * 20)
+    dataset = dataset_of(list(range(NUM_CLASSES)) * 60)
     images, labels = metrics.poisoned_samples(dataset, attack_of(7), seed=0)
-    taught = metrics.reactivate(network, dataset, images, labels)
+    taught = metrics.reactivate(network, dataset, images, labels, seed=0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert torch.equal(taught[1].running_mean, before["1.running_mean"])
     loss = torch.nn.functional.cross_entropy
     assert loss(taught(images), labels) < loss(network(images), labels)
+    again = metrics.reactivate(network, dataset, images, labels, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(taught.parameters(), again.parameters(), strict=True))
