@@ -66,7 +66,7 @@ def lipschitz_bound(weight_CIHW: Tensor, gain_C: Tensor | None = None) -> Tensor
         weight_CIHW: The convolution's weight.
         gain_C: `norm_gain` of its batch norm; None where there is none.
     """
-    bound_C = torch.linalg.matrix_norm(weight_CIHW.detach().flatten(2).double(), ord=2)
+    bound_C: Tensor = torch.linalg.matrix_norm(weight_CIHW.detach().flatten(2).double(), ord=2)
     return bound_C if gain_C is None else bound_C * gain_C.double().abs()
 
 
@@ -107,7 +107,8 @@ def peak_entropy(peaks_NC: Tensor, bin_width: float = ENTROPY_BIN) -> Tensor:
     bins_NC = (unit_NC / bin_width).floor().long().cpu()
     entropies = []
     for bins_N in bins_NC.unbind(dim=1):
-        share_B = bins_N.unique(return_counts=True)[1].double() / len(bins_N)
+        share_B = (bins_N - bins_N.min()).bincount().double() / len(bins_N)
+        share_B = share_B[share_B > 0]
         entropies.append(-(share_B * share_B.log()).sum())
     return torch.stack(entropies)
 
