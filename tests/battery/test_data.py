@@ -57,7 +57,6 @@ def test_a_subset_larger_than_a_class_is_refused():
 
 
 def test_the_digits_split_has_no_image_on_both_sides():
-    pytest.importorskip("sklearn")
     dataset = data.load("digits", {})
     train, test = dataset.train_images_NCHW.flatten(1), dataset.test_images_NCHW.flatten(1)
     assert (len(train), len(test)) == (1297, 500)

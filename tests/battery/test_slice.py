@@ -12,8 +12,6 @@ import torch
 from benchmarks.battery import judge, rows, train
 from benchmarks.battery.catalogue import ModelConfig
 
-pytest.importorskip("sklearn")
-
 NUM_CLEAN_IMAGES = 200
 # What is judged. The first step of the product is pruning; in this order it removes both backdoors of the slice.
 RECIPE = "default:order=ascending"
