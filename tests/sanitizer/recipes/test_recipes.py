@@ -1,0 +1,58 @@
+"""What holds for every recipe: it keeps accuracy, draws from its generator alone, silences what it says."""
+
+import pytest
+import torch
+
+from worker.sanitizer.recipes import RECIPES
+from worker.sanitizer.recipes.workbench import Outcome
+
+BASELINES = ("fine_pruning", "clp", "bnp", "anp", "rnp", "awm", "ft", "ft_sam", "nc_unlearn", "i_bau")
+# What each may cost in accuracy on 400 unseen images, and the attack success that must not be exceeded.
+LOSS = 0.06
+REMOVES = {"nc_unlearn": 0.3}
+
+
+def test_every_baseline_is_registered():
+    assert set(BASELINES) <= set(RECIPES)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_the_planted_backdoor_works_before_any_recipe(suspect, batch_norm):
+    accuracy, success = suspect(batch_norm=batch_norm).scores()
+    assert accuracy > 0.95
+    assert success > 0.95
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_recipe_keeps_accuracy_and_removes_what_it_can(suspect, name):
+    made = suspect()
+    before, success_before = made.scores()
+    outcome = RECIPES[name](made.bench)
+    after, success = made.scores()
+    assert isinstance(outcome, Outcome)
+    assert after >= before - LOSS
+    assert success <= REMOVES.get(name, success_before + 0.01)
+    assert outcome.choice.num_pruned == sum(int((~keep).sum()) for keep in outcome.mask.values())
+    assert made.silent(outcome.mask)
+    assert all(0 <= done <= total for _, done, total in made.phases)
+    assert all(bool(tensor.isfinite().all()) for tensor in made.tensors().values())
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_same_seed_gives_identical_tensors_whatever_torchs_own_generator(suspect, name):
+    results = []
+    for torchs in (1, 2):
+        made = suspect(seed=5)
+        torch.manual_seed(torchs)
+        RECIPES[name](made.bench)
+        results.append(made.tensors())
+    assert all(torch.equal(tensor, results[1][key]) for key, tensor in results[0].items())
+
+
+@pytest.mark.parametrize("name", [name for name in BASELINES if name != "bnp"])
+def test_a_recipe_works_without_batch_norm(suspect, name):
+    made = suspect(batch_norm=False)
+    before, _ = made.scores()
+    outcome = RECIPES[name](made.bench)
+    assert made.scores()[0] >= before - LOSS
+    assert made.silent(outcome.mask)

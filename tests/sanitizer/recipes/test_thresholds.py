@@ -1,0 +1,54 @@
+"""Thresholds of soft masks: the largest within the budget, judged on the selection split alone."""
+
+import torch
+
+from worker.sanitizer.evaluate import accuracy
+from worker.sanitizer.recipes import soft_masks
+from worker.sanitizer.recipes.thresholds import max_accuracy_drop, prune_low_masks
+from worker.sanitizer.spec import AccuracyBudget, FixedFraction, SanitizeSpec
+
+
+def spec(drop):
+    return SanitizeSpec(selection=AccuracyBudget(max_accuracy_drop=drop))
+
+
+def test_the_budget_is_the_specifications_where_it_states_one():
+    assert max_accuracy_drop(spec(0.07)) == 0.07
+    assert max_accuracy_drop(SanitizeSpec(selection=FixedFraction(fraction=0.1))) == 0.02
+
+
+def test_masks_are_pruned_up_to_the_largest_admissible_threshold(suspect):
+    for drop in (0.0, 0.3):
+        made = suspect(spec=spec(drop))
+        network, select = made.bench.network, made.bench.select
+        generator = torch.Generator().manual_seed(0)
+        soft = {site.name: torch.rand(site.num_channels, generator=generator) for site in network.sites}
+        before = accuracy(network, select.pixels_NCHW, select.labels)
+        outcome = prune_low_masks(made.bench, network.sites, soft)
+        after = accuracy(network, select.pixels_NCHW, select.labels)
+        assert after >= before - drop - 1e-9
+        admissible = [point.num_pruned for point in outcome.curve if point.admissible]
+        assert outcome.choice.num_pruned == max(admissible)
+        pruned = [soft[name][~keep] for name, keep in outcome.mask.items()]
+        kept = [soft[name][keep] for name, keep in outcome.mask.items()]
+        # But for each layer's last channel, which is always spared, nothing kept lies below anything pruned.
+        threshold = float(torch.cat(pruned).max()) if outcome.choice.num_pruned else 0.0
+        assert sum(int((values < threshold).sum()) for values in kept) <= len(kept)
+        assert made.silent(outcome.mask)
+
+
+def test_a_soft_mask_of_zeros_and_ones_runs_as_the_hard_one(suspect):
+    for batch_norm in (True, False):
+        made = suspect(batch_norm=batch_norm)
+        network, pixels = made.bench.network, made.clean.pixels_NCHW[:16]
+        ones = soft_masks.ones(network, network.sites)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                network(pixels, soft_masks.masked(network, network.sites, ones)), network(pixels)
+            )
+            site = network.sites[1]
+            ones[site.name][::2] = 0
+            soft = network(pixels, soft_masks.masked(network, network.sites, ones))
+            for name in site.owned:
+                network.tensors[name][::2] = 0
+            torch.testing.assert_close(soft, network(pixels))

@@ -1,0 +1,28 @@
+"""Everything that can be done to a suspect network, by name."""
+
+from __future__ import annotations
+
+from worker.sanitizer.recipes.anp import anp
+from worker.sanitizer.recipes.awm import awm
+from worker.sanitizer.recipes.fine_pruning import fine_pruning
+from worker.sanitizer.recipes.fine_tuning import ft, ft_sam
+from worker.sanitizer.recipes.i_bau import i_bau
+from worker.sanitizer.recipes.layer_outliers import RecipeNotApplicableError, bnp, clp
+from worker.sanitizer.recipes.nc_unlearn import nc_unlearn
+from worker.sanitizer.recipes.rnp import rnp
+from worker.sanitizer.recipes.workbench import Outcome, Phase, Recipe, Workbench
+
+RECIPES: dict[str, Recipe] = {
+    "fine_pruning": fine_pruning,
+    "clp": clp,
+    "bnp": bnp,
+    "anp": anp,
+    "rnp": rnp,
+    "awm": awm,
+    "ft": ft,
+    "ft_sam": ft_sam,
+    "nc_unlearn": nc_unlearn,
+    "i_bau": i_bau,
+}
+
+__all__ = ["RECIPES", "Outcome", "Phase", "Recipe", "RecipeNotApplicableError", "Workbench"]
