@@ -7,9 +7,11 @@ from worker.sanitizer.recipes import RECIPES
 from worker.sanitizer.recipes.workbench import Outcome
 
 BASELINES = ("fine_pruning", "clp", "bnp", "anp", "rnp", "awm", "ft", "ft_sam", "nc_unlearn", "i_bau")
-# What each may cost in accuracy on 400 unseen images, and the attack success that must not be exceeded.
+# What each may cost in accuracy on 400 unseen images.
 LOSS = 0.06
-REMOVES = {"nc_unlearn": 0.3}
+# The attack success, 100 % before, that must not be exceeded. The others leave this backdoor in place, so that
+# nothing but their accuracy is held to here.
+REMOVES = {"nc_unlearn": 0.3, "awm": 0.6, "fine_pruning": 0.8, "i_bau": 0.8, "bnp": 0.9}
 
 
 def test_every_baseline_is_registered():
@@ -26,12 +28,12 @@ def test_the_planted_backdoor_works_before_any_recipe(suspect, batch_norm):
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_recipe_keeps_accuracy_and_removes_what_it_can(suspect, name):
     made = suspect()
-    before, success_before = made.scores()
+    before, _ = made.scores()
     outcome = RECIPES[name](made.bench)
     after, success = made.scores()
     assert isinstance(outcome, Outcome)
     assert after >= before - LOSS
-    assert success <= REMOVES.get(name, success_before + 0.01)
+    assert success <= REMOVES.get(name, 1.0)
     assert outcome.choice.num_pruned == sum(int((~keep).sum()) for keep in outcome.mask.values())
     assert made.silent(outcome.mask)
     assert all(0 <= done <= total for _, done, total in made.phases)
