@@ -22,7 +22,7 @@ from worker.sanitizer.training import minibatches
 
 BATCH_SIZE = 64
 MOMENTUM = 0.9
-# A tenth of the authors' rate: the norms keep their statistics here, and ascent then runs away much sooner.
+# A tenth of the authors' rate: at theirs a small network forgets within ten steps, and the masks fall to zero together.
 UNLEARN_RATE = 1e-3
 UNLEARN_WEIGHT_DECAY = 5e-4
 UNLEARN_EPOCHS = 20
