@@ -13,6 +13,9 @@ MAX_CHANNELS = 64
 MAX_SIDE = 4096
 
 ArchitectureSource = Literal["builtin", "torchvision", "timm"]
+Recipe = Literal[
+    "auto", "prune", "paper", "fine_pruning", "clp", "bnp", "anp", "rnp", "awm", "ft", "ft_sam", "nc_unlearn", "i_bau"
+]
 Criterion = Literal["linf", "l1", "l2", "linf_over_l2"]
 Aggregate = Literal["mean", "max"]
 Inputs = Literal["clean", "triggered", "difference"]

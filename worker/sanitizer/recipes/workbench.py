@@ -1,0 +1,67 @@
+"""What a recipe is given and what it answers: nothing held out, no true trigger, no known answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+
+from worker.sanitizer.activations import ChannelStatistics
+from worker.sanitizer.case import Images
+from worker.sanitizer.criteria import Scores
+from worker.sanitizer.masks import Mask
+from worker.sanitizer.network import Network
+from worker.sanitizer.report import Choice, CurvePoint
+from worker.sanitizer.spec import SanitizeSpec
+
+# phase(name, total) times a step and announces it; what it yields is called with the size of each part done.
+Phase = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """All that a recipe may look at.
+
+    Attributes:
+        network: The suspect in float32 on the device. The recipe leaves its result in these very tensors.
+        num_classes: K.
+        repair: Clean labelled images to profile and to train with.
+        select: Other clean labelled images, to choose with and never to train on.
+        guide: Trigger samples, only where the specification lets them guide.
+        spec: What the client asked for.
+        generator: CPU generator; every draw comes from it.
+        phase: Progress and timing.
+    """
+
+    network: Network
+    num_classes: int
+    repair: Images
+    select: Images
+    guide: Images | None
+    spec: SanitizeSpec
+    generator: torch.Generator
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a recipe did to the network.
+
+    Attributes:
+        choice: What was chosen, and why, in a sentence.
+        mask: Channels that are silent now, per site.
+        scores: Standardised scores per site that was ranked, (C,).
+        statistics: Clean activation statistics per site, where they were taken.
+        curve: The sweep, where there was one.
+    """
+
+    choice: Choice
+    mask: Mask = field(default_factory=dict)
+    scores: Scores = field(default_factory=dict)
+    statistics: dict[str, ChannelStatistics] = field(default_factory=dict)
+    curve: list[CurvePoint] = field(default_factory=list)
+
+
+Recipe = Callable[[Workbench], Outcome]
