@@ -1,4 +1,4 @@
-"""Masks: nested, never a whole layer, and baked into copies only."""
+"""Masks: nested, never a whole layer, and undone bit by bit."""
 
 import pytest
 import torch
@@ -32,17 +32,6 @@ def test_masks_of_a_ranking_are_nested(network):
         assert masks.num_pruned(current) == count
         assert all(bool((previous[name] | ~current[name]).all()) for name in current)
         previous = current
-
-
-def test_baking_changes_only_the_silenced_slices_and_no_original(network):
-    tensors = {name: tensor.detach().half() for name, tensor in network.tensors.items()}
-    originals = {name: tensor.clone() for name, tensor in tensors.items()}
-    baked = masks.bake(tensors, network, {"0": torch.tensor([True, False, True])})
-    assert all(torch.equal(tensors[name], originals[name]) for name in tensors)
-    assert set(baked) == {"0.weight", "0.bias"}
-    assert not baked["0.weight"][1].any()
-    assert torch.equal(baked["0.weight"][[0, 2]], originals["0.weight"][[0, 2]])
-    assert baked["0.weight"].dtype == torch.float16
 
 
 def test_an_error_inside_the_block_restores_the_weights(network):

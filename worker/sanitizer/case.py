@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from worker.sanitizer.network import Network, from_module
 from worker.sanitizer.spec import ArchitectureSpec, InputSpec
 
 # Profile, select, hold out; the report's accuracy comes from the last part alone.
-CLEAN_FRACTIONS = (0.4, 0.3, 0.3)
+CLEAN_FRACTIONS = (0.5, 0.25, 0.25)
 # Guide, score.
 TRIGGERED_FRACTIONS = (0.5, 0.5)
 # A model that is hardly better than guessing on its own clean set was declared wrongly, or is not worth a job.
@@ -141,7 +142,7 @@ def load(
 
 
 def _images(
-    path: Path, architecture: ArchitectureSpec, input_spec: InputSpec, kind: dataset.Kind
+    path: Path, architecture: ArchitectureSpec, input_spec: InputSpec, kind: Literal["clean", "triggered"]
 ) -> tuple[Images, str]:
     read = dataset.read(path, in_channels=architecture.in_channels)
     dataset.check(

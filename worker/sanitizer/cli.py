@@ -73,7 +73,8 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _input(value: object) -> InputSpec:
     if isinstance(value, dict):
         value = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
-    return _build(InputSpec, value, "input")
+    built: InputSpec = _build(InputSpec, value, "input")
+    return built
 
 
 def _build(kind: Any, value: object, what: str) -> Any:  # noqa: ANN401 - any of the specification's classes

@@ -37,6 +37,25 @@ def tensor_digests(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) ->
     return digests
 
 
+def changed(
+    originals: Mapping[str, Tensor], before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The checkpoint's tensors that the network's change touches, in their own dtypes; the rest keeps its bits.
+
+    Args:
+        originals: The tensors as they were read.
+        before: The network's float32 tensors made from them.
+        after: The network's tensors now.
+    """
+    tensors = {}
+    for name, original in originals.items():
+        if name not in before or torch.equal(before[name], after[name]):
+            continue
+        touched = (before[name] != after[name]).cpu()
+        tensors[name] = torch.where(touched, after[name].detach().cpu().to(original.dtype), original.detach())
+    return tensors
+
+
 def file_digest(role: str, file_format: str, path: Path) -> FileDigest:
     """Size and SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()

@@ -64,16 +64,6 @@ def silenced(network: Network, mask: Mapping[str, Tensor]) -> Iterator[None]:
                 tensor[index] = values
 
 
-def bake(tensors: Mapping[str, Tensor], network: Network, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the checkpoint's own tensors with the silenced slices zeroed, those alone that have any."""
-    baked: dict[str, Tensor] = {}
-    for name, _, index in _slices(network, mask):
-        if name not in baked:
-            baked[name] = tensors[name].detach().clone()
-        baked[name][index.cpu()] = 0
-    return baked
-
-
 def _slices(network: Network, mask: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
     for site in network.sites:
         keep_C = mask.get(site.name)

@@ -130,6 +130,53 @@ class FileDigest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassEvidence:
+    """What the synthesised triggers say about one class; sizes are ℓ1 norms of masks, in pixels."""
+
+    class_index: int
+    mask_size: float
+    mask_size_after_forgetting: float
+    perturbation_success: float
+    anomaly_index: float
+    growth: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether the suspect is backdoored. Above a score of 1 both statistics are beyond their thresholds."""
+
+    verdict: Literal["clean", "suspicious", "backdoored", "inconclusive", "not_judged"]
+    reason: str
+    target_classes: list[int] = field(default_factory=list)
+    score: float | None = None
+    calibrated_false_positive_rate: float | None = None
+    evidence: list[ClassEvidence] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyntheticAttackSuccess:
+    """The largest success of synthesised triggers on the selection split: an estimate, never the attack success."""
+
+    before: float
+    after: float
+    num_triggers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """The training step behind pruning, its own row of the evidence."""
+
+    status: Literal["repaired", "partly_repaired", "not_repaired", "not_attempted"]
+    reason: str
+    rounds: int = 0
+    classes: list[int] = field(default_factory=list)
+    share_kept: float = 0.0
+    accuracy_before: float | None = None
+    accuracy_pruned: float | None = None
+    accuracy_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """The point that was chosen, and why."""
 
@@ -183,6 +230,9 @@ class Report:
     environment: Environment
     seconds: dict[str, float]
     warnings: list[str]
+    verdict: Verdict
+    repair: Repair
+    synthetic_attack_success: SyntheticAttackSuccess | None
     bias: list[LayerBias] = field(default_factory=list)
     figures: list[FigureInfo] = field(default_factory=list)
 

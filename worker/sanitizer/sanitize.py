@@ -1,10 +1,10 @@
-"""The one place that knows the order of the steps: load, profile, score, sweep, choose, bake, prove, report."""
+"""The one place that knows the order of the steps: load, score, run the recipe, write, score again, prove."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +13,16 @@ import torch
 
 from worker.sanitizer import case as cases
 from worker.sanitizer import checkpoint as checkpoints
-from worker.sanitizer import device, evidence, figures, masks, scoring
+from worker.sanitizer import device, evidence, figures, scoring
 from worker.sanitizer.activations import ChannelStatistics, batched, profile
 from worker.sanitizer.bias import layer_bias
 from worker.sanitizer.case import Case
 from worker.sanitizer.errors import InvalidSpecError
 from worker.sanitizer.exhibits import Exhibits
-from worker.sanitizer.prune import prune
-from worker.sanitizer.report import SCHEMA_VERSION, LayerBias, Report, Split
-from worker.sanitizer.spec import AccuracyBudget, ArchitectureSpec, InputSpec, SanitizeSpec
+from worker.sanitizer.recipes import RECIPES, Workbench
+from worker.sanitizer.repair import snapshot
+from worker.sanitizer.report import SCHEMA_VERSION, LayerBias, Report, Split, TensorDigest
+from worker.sanitizer.spec import NEEDS_TRIGGER_SAMPLES, AccuracyBudget, ArchitectureSpec, InputSpec, SanitizeSpec
 
 Progress = Callable[[str, int, int], None]
 
@@ -83,8 +84,8 @@ def sanitize(
     Raises:
         SanitizerError: A refusal, with its code.
     """
-    if spec.inputs != "clean" and triggered_path is None:
-        raise InvalidSpecError(f"spec.inputs `{spec.inputs}` needs a triggered dataset. Send one, or use `clean`.")
+    if spec.inputs in NEEDS_TRIGGER_SAMPLES and triggered_path is None:
+        raise InvalidSpecError(f"spec.inputs `{spec.inputs}` needs a triggered dataset. Send one, or use `synthetic`.")
     target = device.choose(spec.device)
     clock = Clock(progress)
     with device.deterministic(spec.seed):
@@ -101,17 +102,31 @@ def sanitize(
             )
         with clock.phase("score_before"):
             before = scoring.score(case)
-        outcome = prune(case, spec, clock.phase)
+        suspect = snapshot(case.network)
+        bench = Workbench(
+            network=case.network,
+            num_classes=case.num_classes,
+            repair=case.profile,
+            select=case.select,
+            guide=case.guide if spec.inputs in NEEDS_TRIGGER_SAMPLES else None,
+            spec=spec,
+            generator=torch.Generator().manual_seed(spec.seed),
+            phase=clock.phase,
+        )
+        outcome = RECIPES[spec.recipe](bench)
         with clock.phase("write"):
-            baked = masks.bake(case.checkpoint.tensors, case.network, outcome.mask)
-            case.checkpoint.write(output_path, baked)
+            case.checkpoint.write(output_path, evidence.changed(case.checkpoint.tensors, suspect, case.network.tensors))
         with clock.phase("score_after"):
             # What is scored is the file: read it back as its user will.
             written = checkpoints.read(output_path)
             case.network.load(written.tensors)
             after = scoring.score(case)
         with clock.phase("figures", 2) as advance:
-            bias = _bias(case, outcome.statistics)
+            case.network.load(suspect)
+            statistics = outcome.statistics or profile(
+                case.network, batched(case.profile.pixels_NCHW), case.network.sites
+            )
+            bias = _bias(case, statistics, outcome.triggered)
             advance(1)
             drawn = []
             if figures_path is not None:
@@ -123,6 +138,7 @@ def sanitize(
                     clean=case.holdout,
                     triggered=case.score,
                     target_class=case.target_class,
+                    suspected=outcome.triggers,
                     bias=bias,
                     curve=outcome.curve,
                     num_pruned=outcome.choice.num_pruned,
@@ -146,25 +162,27 @@ def sanitize(
         split=_split(case),
         choice=outcome.choice,
         curve=outcome.curve,
-        layers=evidence.layers(case.network, outcome.statistics, outcome.scores, outcome.mask),
+        layers=evidence.layers(case.network, statistics, outcome.scores, outcome.mask),
         skipped_layers=dict(case.network.skipped),
         tensors=digests,
         files=files,
         environment=evidence.environment(target, spec.seed),
         seconds=clock.seconds,
-        warnings=_warnings(case, outcome.choice.num_pruned),
+        warnings=_warnings(case, digests),
+        verdict=outcome.verdict,
+        repair=outcome.repair,
+        synthetic_attack_success=outcome.estimate,
         bias=bias,
         figures=drawn,
     )
 
 
-def _bias(case: Case, clean: dict[str, ChannelStatistics]) -> list[LayerBias]:
-    """How the suspect's layers answer to the supplied trigger; it guides nothing, so the scoring half serves."""
-    if case.score is None:
-        return []
-    case.network.load(case.checkpoint.tensors)
-    triggered = profile(case.network, batched(case.score.pixels_NCHW), case.network.sites)
-    return layer_bias(clean, triggered, "supplied")
+def _bias(case: Case, clean: dict[str, ChannelStatistics], synthetic: dict[str, ChannelStatistics]) -> list[LayerBias]:
+    """How the suspect's layers answer to a trigger: the client's where there is one (its scoring half), else ours."""
+    if case.score is not None:
+        supplied = profile(case.network, batched(case.score.pixels_NCHW), case.network.sites)
+        return layer_bias(clean, supplied, "supplied")
+    return layer_bias(clean, synthetic, "synthetic")
 
 
 def _split(case: Case) -> Split:
@@ -177,11 +195,11 @@ def _split(case: Case) -> Split:
     )
 
 
-def _warnings(case: Case, num_pruned: int) -> list[str]:
+def _warnings(case: Case, digests: Sequence[TensorDigest]) -> list[str]:
     warnings = []
     rarest = int(torch.bincount(case.profile.labels, minlength=case.num_classes).min())
     if rarest < cases.FEW_PER_CLASS:
         warnings.append(f"The rarest class has {rarest} images to profile with; send more for a steadier result.")
-    if num_pruned == 0:
-        warnings.append("Nothing was pruned: the checkpoint that comes back is the one that was sent.")
+    if not any(digest.changed for digest in digests):
+        warnings.append("No tensor was changed: the checkpoint that comes back holds the weights that were sent.")
     return warnings

@@ -18,13 +18,15 @@ Recipe = Literal[
 ]
 Criterion = Literal["linf", "l1", "l2", "linf_over_l2"]
 Aggregate = Literal["mean", "max"]
-Inputs = Literal["clean", "triggered", "difference"]
+Inputs = Literal["clean", "triggered", "difference", "synthetic", "synthetic_difference"]
 Order = Literal["descending", "ascending"]
 Device = Literal["auto", "cpu", "cuda"]
 Scope = Literal["last_conv", "all_convs"]
 
+NEEDS_TRIGGER_SAMPLES = ("triggered", "difference")
 SCOPES: tuple[str, ...] = get_args(Scope)
 CHOICES: dict[str, tuple[str, ...]] = {
+    "recipe": get_args(Recipe),
     "criterion": get_args(Criterion),
     "aggregate": get_args(Aggregate),
     "inputs": get_args(Inputs),
@@ -132,13 +134,30 @@ SELECTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SanitizeSpec:
-    """One sanitization. Every field has a default; the report states every value that was used."""
+    """One sanitization. Every field has a default; the report states every value that was used.
+
+    Attributes:
+        recipe: `auto` judges, prunes, repairs and verifies; `prune` only prunes, by the fields below; `paper` is
+            `prune` as arXiv 2002.12162 is read here; the others are published baselines and ignore those fields.
+        repair: Whether `auto` trains after pruning.
+        criterion: Norm of the activation map that ranks channels.
+        aggregate: How the norm is taken over images.
+        inputs: What the norm is taken on. `triggered` and `difference` let half of the client's trigger samples
+            guide; the `synthetic` ones need none.
+        scope: Which layers may lose channels.
+        order: `descending` prunes the largest scores first.
+        selection: How far to go.
+        seed: Of every draw.
+        device: Where to compute.
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    recipe: Recipe = "auto"
+    repair: bool = True
     criterion: Criterion = "linf"
     aggregate: Aggregate = "mean"
-    inputs: Inputs = "clean"
+    inputs: Inputs = "synthetic_difference"
     scope: Scope | list[str] = "all_convs"
     order: Order = "descending"
     selection: Selection = field(default_factory=AccuracyBudget)

@@ -19,12 +19,13 @@ Family = Literal["mask", "linf", "l2"]
 
 # Neural Cleanse's schedule of the size's weight: up while the trigger works, down faster when it stops working.
 SIZE_WEIGHT_START = 1e-3
-SIZE_WEIGHT_UP = 1.5
-SIZE_WEIGHT_DOWN = 1.5**1.5
+SIZE_WEIGHT_UP = 1.5**0.25
+SIZE_WEIGHT_DOWN = 1.5**0.375
 WORKS_AT = 0.95
 EXPONENTIAL_AVERAGE = 0.9
 LEARNING_RATE = 0.1
 CLEAR_MASK_LOGIT = -2.0
+SMALLEST_NORM = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,105 @@ class Triggers:
         index = torch.tensor(list(which), dtype=torch.int64, device=self.targets_T.device)
         return Triggers(self.family, self.targets_T[index], self.amount_T1HW[index], self.pattern_TCHW[index])
 
+    def bounded(self, max_size: float) -> Triggers:
+        """The same with masks weakened, where they must be, to an ℓ1 norm of at most `max_size` pixels."""
+        factor_T = (max_size / self.amount_T1HW.flatten(1).sum(dim=1)).clamp_max(1.0)
+        return Triggers(self.family, self.targets_T, self.amount_T1HW * factor_T.view(-1, 1, 1, 1), self.pattern_TCHW)
+
     def size(self) -> Tensor:
         """The size that the family minimises, (T,): the mask's ℓ1 norm in pixels, or the perturbation's norm."""
         if self.family == "mask":
             return self.amount_T1HW.flatten(1).sum(dim=1)
         order = float("inf") if self.family == "linf" else 2.0
-        return torch.linalg.vector_norm(self.pattern_TCHW.flatten(1), ord=order, dim=1)
+        size_T: Tensor = torch.linalg.vector_norm(self.pattern_TCHW.flatten(1), ord=order, dim=1)
+        return size_T
+
+
+class Inversion:
+    """The search for some triggers of one family, step by step, so that it can go on while the network changes.
+
+    `mask` minimises CE(f((1-m) x + m p), t) + λ |m|₁ (Neural Cleanse, Wang et al., IEEE S&P 2019), raising λ while
+    the trigger works on at least 95 % of the images. `linf` and `l2` minimise CE(f(x + d), t) within |d| <= radius
+    (universal adversarial perturbation, Moosavi-Dezfooli et al., CVPR 2017). All by Adam on unconstrained variables.
+
+    Args:
+        network: The network; its parameters are left alone.
+        targets: T classes; one may come more than once (restarts).
+        family: Which kind of trigger.
+        shape_CHW: Of an image.
+        radius: The norm's bound, in units of pixels in [0, 1], for `linf` and `l2`.
+        max_size: For `mask`, a bound of its ℓ1 norm in pixels, in place of the rising λ; None for none.
+        generator: CPU generator of all draws.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        targets: Sequence[int],
+        *,
+        family: Family,
+        shape_CHW: Sequence[int],
+        radius: float = 0.0,
+        max_size: float | None = None,
+        generator: torch.Generator,
+    ) -> None:
+        device, num = network.device, len(targets)
+        self.network, self.family, self.radius, self.max_size = network, family, radius, max_size
+        self.generator = generator
+        self.targets_T = torch.tensor(list(targets), dtype=torch.int64, device=device)
+        start_TCHW = torch.randn((num, *shape_CHW), generator=generator).to(device)
+        self._raw_TCHW = (start_TCHW if family == "mask" else 0.1 * start_TCHW).requires_grad_(True)
+        mask_T1HW = 0.1 * torch.randn((num, 1, *shape_CHW[1:]), generator=generator).to(device)
+        self._mask_T1HW = (mask_T1HW + CLEAR_MASK_LOGIT).requires_grad_(family == "mask")
+        variables = [self._raw_TCHW, self._mask_T1HW] if family == "mask" else [self._raw_TCHW]
+        self._optimizer = torch.optim.Adam(variables, lr=LEARNING_RATE, betas=(0.5, 0.9))
+        self._weight_T = torch.full((num,), SIZE_WEIGHT_START, device=device)
+        self._works_T = torch.zeros(num, device=device)
+
+    def step(self, pixels_BCHW: Tensor, labels_B: Tensor | None) -> None:
+        """One gradient step of every trigger on the same images; none is asked to send its own class to itself."""
+        num, batch_size = len(self.targets_T), len(pixels_BCHW)
+        with frozen(self.network):
+            amount_T1HW, pattern_TCHW = self._render()
+            stamped_TBCHW = _stamp(self.family, amount_T1HW, pattern_TCHW, pixels_BCHW.to(self.network.device))
+            logits_TBK = self.network(stamped_TBCHW.flatten(0, 1)).view(num, batch_size, -1)
+            wanted_TB = self.targets_T.unsqueeze(1).expand(num, batch_size)
+            counts_TB = torch.ones_like(wanted_TB, dtype=logits_TBK.dtype)
+            if labels_B is not None:
+                counts_TB = (labels_B.to(self.network.device).unsqueeze(0) != wanted_TB).to(logits_TBK.dtype)
+            number_T = counts_TB.sum(dim=1).clamp_min(1)
+            loss_TB = functional.cross_entropy(logits_TBK.flatten(0, 1), wanted_TB.flatten(), reduction="none")
+            loss_T = (loss_TB.view_as(counts_TB) * counts_TB).sum(dim=1) / number_T
+            if self.family == "mask":
+                loss_T = loss_T + self._weight_T * self._mask_T1HW.sigmoid().flatten(1).sum(dim=1)
+            self._optimizer.zero_grad()
+            loss_T.sum().backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+        if self.family == "mask" and self.max_size is None:
+            hit_T = ((logits_TBK.detach().argmax(dim=2) == wanted_TB) * counts_TB).sum(dim=1) / number_T
+            self._works_T = EXPONENTIAL_AVERAGE * self._works_T + (1 - EXPONENTIAL_AVERAGE) * hit_T
+            up, down = self._weight_T * SIZE_WEIGHT_UP, self._weight_T / SIZE_WEIGHT_DOWN
+            self._weight_T = torch.where(self._works_T >= WORKS_AT, up, down)
+
+    def triggers(self) -> Triggers:
+        """The triggers as they are now."""
+        with torch.no_grad():
+            amount_T1HW, pattern_TCHW = self._render()
+        return Triggers(self.family, self.targets_T, amount_T1HW.detach(), pattern_TCHW.detach())
+
+    def _render(self) -> tuple[Tensor, Tensor]:
+        """Unconstrained variables to (amount, pattern) within their bounds."""
+        if self.family == "mask":
+            amount_T1HW = self._mask_T1HW.sigmoid()
+            if self.max_size is not None:
+                size_T = amount_T1HW.flatten(1).sum(dim=1)
+                amount_T1HW = amount_T1HW * (self.max_size / size_T).clamp_max(1.0).view(-1, 1, 1, 1)
+            return amount_T1HW, self._raw_TCHW.sigmoid()
+        ones_T1HW = torch.ones_like(self._mask_T1HW)
+        if self.family == "linf":
+            return ones_T1HW, self.radius * self._raw_TCHW.tanh()
+        norm_T = torch.linalg.vector_norm(self._raw_TCHW.flatten(1), dim=1).clamp_min(SMALLEST_NORM)
+        return ones_T1HW, self._raw_TCHW * (self.radius / norm_T).clamp_max(1.0).view(-1, 1, 1, 1)
 
 
 def synthesise(
@@ -77,66 +171,39 @@ def synthesise(
     steps: int,
     batch_size: int,
     radius: float = 0.0,
+    max_size: float | None = None,
     generator: torch.Generator,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Triggers:
-    """One trigger for each entry of `targets` (a class may come more than once: restarts).
-
-    `mask` minimises CE(f((1-m) x + m p), t) + λ |m|₁ (Neural Cleanse, Wang et al., IEEE S&P 2019), raising λ while
-    the trigger works on at least 95 % of the images. `linf` and `l2` minimise CE(f(x + d), t) within |d| <= radius
-    (universal adversarial perturbation, Moosavi-Dezfooli et al., CVPR 2017). All by Adam on unconstrained variables.
+    """One trigger for each entry of `targets`, after so many steps of an `Inversion`.
 
     Args:
         network: The network; its parameters are left alone.
         pixels_NCHW: Clean images.
-        labels_N: Their labels, so that a class is not asked to become itself; None for whatever the network says.
+        labels_N: Their labels; None where every image counts for every class.
         targets: T classes.
         family: Which kind of trigger.
         steps: Gradient steps.
         batch_size: B, images that every trigger sees in a step.
-        radius: The norm's bound, in units of pixels in [0, 1], for `linf` and `l2`.
+        radius: As for `Inversion`.
+        max_size: As for `Inversion`.
         generator: CPU generator of all draws.
         advance: Called with 1 after each step.
     """
-    device = network.device
-    targets_T = torch.tensor(list(targets), dtype=torch.int64, device=device)
-    shape_CHW = pixels_NCHW.shape[1:]
-    num = len(targets_T)
-    start_TCHW = torch.randn((num, *shape_CHW), generator=generator).to(device)
-    pattern_TCHW = (start_TCHW if family == "mask" else 0.1 * start_TCHW).requires_grad_(True)
-    mask_T1HW = 0.1 * torch.randn((num, 1, *shape_CHW[1:]), generator=generator).to(device)
-    mask_T1HW = (mask_T1HW + CLEAR_MASK_LOGIT).requires_grad_(family == "mask")
-    variables = [pattern_TCHW, mask_T1HW] if family == "mask" else [pattern_TCHW]
-    optimizer = torch.optim.Adam(variables, lr=LEARNING_RATE, betas=(0.5, 0.9))
-    weight_T = torch.full((num,), SIZE_WEIGHT_START, device=device)
-    works_T = torch.zeros(num, device=device)
-    with frozen(network):
-        for _ in range(steps):
-            index = torch.randint(len(pixels_NCHW), (batch_size,), generator=generator)
-            batch_BCHW = pixels_NCHW[index].to(device)
-            amount_T1HW, rendered_TCHW = _render(family, mask_T1HW, pattern_TCHW, radius)
-            logits_TBK = _logits(network, _stamp(family, amount_T1HW, rendered_TCHW, batch_BCHW))
-            wanted_TB = targets_T.unsqueeze(1).expand(num, batch_size)
-            counts_TB = torch.ones_like(wanted_TB, dtype=logits_TBK.dtype)
-            if labels_N is not None:
-                counts_TB = (labels_N[index].to(device).unsqueeze(0) != wanted_TB).to(logits_TBK.dtype)
-            number_T = counts_TB.sum(dim=1).clamp_min(1)
-            loss_TB = functional.cross_entropy(logits_TBK.flatten(0, 1), wanted_TB.flatten(), reduction="none")
-            loss_T = (loss_TB.view_as(counts_TB) * counts_TB).sum(dim=1) / number_T
-            size_T = amount_T1HW.flatten(1).sum(dim=1)
-            total = (loss_T + weight_T * size_T if family == "mask" else loss_T).sum()
-            optimizer.zero_grad()
-            total.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            with torch.no_grad():
-                hit_T = ((logits_TBK.argmax(dim=2) == wanted_TB) * counts_TB).sum(dim=1) / number_T
-                works_T = EXPONENTIAL_AVERAGE * works_T + (1 - EXPONENTIAL_AVERAGE) * hit_T
-                up_T = works_T >= WORKS_AT
-                weight_T = torch.where(up_T, weight_T * SIZE_WEIGHT_UP**0.25, weight_T / SIZE_WEIGHT_DOWN**0.25)
-            advance(1)
-    with torch.no_grad():
-        amount_T1HW, rendered_TCHW = _render(family, mask_T1HW, pattern_TCHW, radius)
-    return Triggers(family, targets_T, amount_T1HW.detach(), rendered_TCHW.detach())
+    search = Inversion(
+        network,
+        targets,
+        family=family,
+        shape_CHW=tuple(pixels_NCHW.shape[1:]),
+        radius=radius,
+        max_size=max_size,
+        generator=generator,
+    )
+    for _ in range(steps):
+        index = torch.randint(len(pixels_NCHW), (batch_size,), generator=generator)
+        search.step(pixels_NCHW[index], None if labels_N is None else labels_N[index])
+        advance(1)
+    return search.triggers()
 
 
 def success(network: Network, triggers: Triggers, pixels_NCHW: Tensor, labels_N: Tensor | None) -> Tensor:
@@ -150,24 +217,8 @@ def success(network: Network, triggers: Triggers, pixels_NCHW: Tensor, labels_N:
     return torch.stack(shares)
 
 
-def _render(family: Family, mask_T1HW: Tensor, raw_TCHW: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Unconstrained variables to (amount, pattern) within their bounds."""
-    if family == "mask":
-        return mask_T1HW.sigmoid(), raw_TCHW.sigmoid()
-    ones_T1HW = torch.ones_like(mask_T1HW)
-    if family == "linf":
-        return ones_T1HW, radius * raw_TCHW.tanh()
-    norm_T = torch.linalg.vector_norm(raw_TCHW.flatten(1), dim=1).clamp_min(1e-12)
-    return ones_T1HW, raw_TCHW * (radius / norm_T).clamp_max(1.0).view(-1, 1, 1, 1)
-
-
 def _stamp(family: Family, amount_T1HW: Tensor, pattern_TCHW: Tensor, pixels_BCHW: Tensor) -> Tensor:
     amount, pattern, pixels = amount_T1HW.unsqueeze(1), pattern_TCHW.unsqueeze(1), pixels_BCHW.unsqueeze(0)
     if family == "mask":
         return (1 - amount) * pixels + amount * pattern
     return (pixels + pattern).clamp(0, 1)
-
-
-def _logits(network: Network, stamped_TBCHW: Tensor) -> Tensor:
-    num, batch_size = stamped_TBCHW.shape[:2]
-    return network(stamped_TBCHW.flatten(0, 1)).view(num, batch_size, -1)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from worker.sanitizer.recipes.anp import anp
+from worker.sanitizer.recipes.auto import auto
 from worker.sanitizer.recipes.awm import awm
 from worker.sanitizer.recipes.fine_pruning import fine_pruning
 from worker.sanitizer.recipes.fine_tuning import ft, ft_sam
 from worker.sanitizer.recipes.i_bau import i_bau
 from worker.sanitizer.recipes.layer_outliers import RecipeNotApplicableError, bnp, clp
 from worker.sanitizer.recipes.nc_unlearn import nc_unlearn
+from worker.sanitizer.recipes.prune import paper, prune
 from worker.sanitizer.recipes.rnp import rnp
 from worker.sanitizer.recipes.workbench import Outcome, Phase, Recipe, Workbench
 
 RECIPES: dict[str, Recipe] = {
+    "auto": auto,
+    "prune": prune,
+    "paper": paper,
     "fine_pruning": fine_pruning,
     "clp": clp,
     "bnp": bnp,

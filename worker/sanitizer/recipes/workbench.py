@@ -11,10 +11,14 @@ import torch
 from worker.sanitizer.activations import ChannelStatistics
 from worker.sanitizer.case import Images
 from worker.sanitizer.criteria import Scores
+from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.network import Network
-from worker.sanitizer.report import Choice, CurvePoint
+from worker.sanitizer.report import Choice, CurvePoint, Repair, SyntheticAttackSuccess, Verdict
 from worker.sanitizer.spec import SanitizeSpec
+
+NOT_JUDGED = Verdict(verdict="not_judged", reason="This recipe does not judge.")
+NOT_ATTEMPTED = Repair(status="not_attempted", reason="This recipe has no training step of its own, or was not asked.")
 
 # phase(name, total) times a step and announces it; what it yields is called with the size of each part done.
 Phase = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -55,6 +59,11 @@ class Outcome:
         scores: Standardised scores per site that was ranked, (C,).
         statistics: Clean activation statistics per site, where they were taken.
         curve: The sweep, where there was one.
+        triggers: Synthesised triggers, most suspicious first, each with its success on the selection images.
+        triggered: Statistics under the triggers that guided, where there were any.
+        verdict: What the recipe thinks of the suspect.
+        repair: The training step, where there was one.
+        estimate: Success of synthesised triggers before and after.
     """
 
     choice: Choice
@@ -62,6 +71,11 @@ class Outcome:
     scores: Scores = field(default_factory=dict)
     statistics: dict[str, ChannelStatistics] = field(default_factory=dict)
     curve: list[CurvePoint] = field(default_factory=list)
+    triggers: list[Suspected] = field(default_factory=list)
+    triggered: dict[str, ChannelStatistics] = field(default_factory=dict)
+    verdict: Verdict = NOT_JUDGED
+    repair: Repair = NOT_ATTEMPTED
+    estimate: SyntheticAttackSuccess | None = None
 
 
 Recipe = Callable[[Workbench], Outcome]

@@ -1,0 +1,176 @@
+"""Pruning by an activation criterion: profile, score, rank, and choose how far to go.
+
+Shapes: C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from worker.sanitizer import criteria, masks, selection
+from worker.sanitizer.activations import ChannelStatistics, batched, profile
+from worker.sanitizer.exhibits import Suspected
+from worker.sanitizer.network import Network, Site
+from worker.sanitizer.recipes.workbench import Outcome, Workbench
+from worker.sanitizer.report import Choice, CurvePoint
+from worker.sanitizer.spec import NEEDS_TRIGGER_SAMPLES, AccuracyBudget, FixedFraction, SanitizeSpec
+from worker.sanitizer.sweep import grid, sweep
+from worker.sanitizer.trigger import success, synthesise
+
+SYNTHESIS_STEPS = 150
+SYNTHESIS_BATCH = 16
+# Classes that are inverted side by side; more would cost memory and save no time.
+CLASSES_AT_ONCE = 20
+NUM_SUSPECTED = 1
+PROFILE_IMAGES_PER_TRIGGER = 256
+
+
+def prune(bench: Workbench) -> Outcome:
+    """Prune as the specification says, and nothing else."""
+    triggers = suspects(bench) if bench.spec.inputs.startswith("synthetic") else []
+    return prune_with(bench, triggers)
+
+
+def paper(bench: Workbench) -> Outcome:
+    """The rule of arXiv 2002.12162 as it is read here, whatever else the specification says.
+
+    A trigger is synthesised for each class, the class of the smallest mask is suspected, and the channels of the last
+    convolution are pruned in decreasing order of the ℓ∞ norm of their activation maps under that trigger, while
+    clean accuracy allows.
+    """
+    selected = bench.spec.selection
+    spec = dataclasses.replace(
+        bench.spec,
+        criterion="linf",
+        aggregate="mean",
+        inputs="synthetic",
+        scope="last_conv",
+        order="descending",
+        selection=selected if isinstance(selected, AccuracyBudget) else AccuracyBudget(),
+    )
+    return prune(dataclasses.replace(bench, spec=spec))
+
+
+def suspects(bench: Workbench) -> list[Suspected]:
+    """A mask trigger for every class, those of the smallest masks first, at most `NUM_SUSPECTED`."""
+    network, images, everything = bench.network, bench.repair, range(bench.num_classes)
+    chunks = [everything[start : start + CLASSES_AT_ONCE] for start in range(0, len(everything), CLASSES_AT_ONCE)]
+    found = []
+    with bench.phase("synthesise", SYNTHESIS_STEPS * len(chunks)) as advance:
+        for classes in chunks:
+            triggers = synthesise(
+                network,
+                images.pixels_NCHW,
+                images.labels,
+                classes,
+                family="mask",
+                steps=SYNTHESIS_STEPS,
+                batch_size=SYNTHESIS_BATCH,
+                generator=bench.generator,
+                advance=advance,
+            )
+            shares = success(network, triggers, bench.select.pixels_NCHW, bench.select.labels).tolist()
+            sizes = triggers.size().tolist()
+            found += [
+                (sizes[row], Suspected(triggers=triggers, which=row, success=shares[row]))
+                for row in range(len(triggers))
+            ]
+    found.sort(key=lambda pair: pair[0])
+    return [suspected for _, suspected in found[:NUM_SUSPECTED]]
+
+
+def prune_with(bench: Workbench, triggers: Sequence[Suspected]) -> Outcome:
+    """Score, choose and silence; `triggers` stand for the trigger where the inputs are synthetic.
+
+    Raises:
+        NetworkRefusedError: `spec.scope` names a layer that is not there.
+    """
+    network, spec = bench.network, bench.spec
+    sites = in_scope(network, spec.scope)
+    clean, triggered, raw = _profile(bench, triggers)
+    scores = {site.name: criteria.standardise(raw[site.name]) for site in sites}
+    count, reason, curve = _choose(bench, sites, scores)
+    mask = masks.from_ranking(sites, masks.rank(scores, descending=spec.order == "descending"), count)
+    masks.silence(network, mask)
+    choice = Choice(num_pruned=count, num_in_scope=sum(site.num_channels for site in sites), reason=reason)
+    return Outcome(
+        choice=choice,
+        mask=mask,
+        scores=scores,
+        statistics=clean,
+        curve=curve,
+        triggers=list(triggers),
+        triggered=triggered,
+    )
+
+
+def in_scope(network: Network, scope: str | list[str]) -> tuple[Site, ...]:
+    """The sites of a scope: all, the last convolution, or those named.
+
+    Raises:
+        NetworkRefusedError: A name is not a site's, or there is no convolution.
+    """
+    if scope == "all_convs":
+        return network.sites
+    if scope == "last_conv":
+        return (network.last_conv(),)
+    return tuple(network.site(name) for name in dict.fromkeys(scope))
+
+
+def _profile(
+    bench: Workbench, triggers: Sequence[Suspected]
+) -> tuple[dict[str, ChannelStatistics], dict[str, ChannelStatistics], dict[str, Tensor]]:
+    network, spec, pixels_NCHW = bench.network, bench.spec, bench.repair.pixels_NCHW
+    batches: list[Tensor] = []
+    if spec.inputs in NEEDS_TRIGGER_SAMPLES:
+        assert bench.guide is not None
+        batches = list(batched(bench.guide.pixels_NCHW))
+    elif spec.inputs != "clean":
+        seen_NCHW = pixels_NCHW[:PROFILE_IMAGES_PER_TRIGGER].to(network.device)
+        batches = [one.triggers.stamp(seen_NCHW, one.which) for one in triggers]
+    with bench.phase("profile", len(pixels_NCHW) + sum(len(batch) for batch in batches)) as advance:
+        clean = profile(network, batched(pixels_NCHW), network.sites, advance=advance)
+        triggered = profile(network, batches, network.sites, advance=advance) if batches else {}
+    inputs = {"synthetic": "triggered", "synthetic_difference": "difference"}.get(spec.inputs, spec.inputs)
+    if not triggered:  # Nothing was suspected: the clean norms are what there is.
+        inputs = "clean"
+    raw = criteria.activation_scores(
+        clean, triggered or None, criterion=spec.criterion, aggregate=spec.aggregate, inputs=inputs
+    )
+    return clean, triggered, raw
+
+
+def _choose(bench: Workbench, sites: Sequence[Site], scores: criteria.Scores) -> tuple[int, str, list[CurvePoint]]:
+    spec: SanitizeSpec = bench.spec
+    descending = spec.order == "descending"
+    ranking = masks.rank(scores, descending=descending)
+    num_channels = sum(site.num_channels for site in sites)
+    if isinstance(spec.selection, FixedFraction):
+        count = min(round(spec.selection.fraction * num_channels), len(ranking))
+        return count, f"A fixed {spec.selection.fraction:.1%} of the channels in scope was asked for.", []
+    if not isinstance(spec.selection, AccuracyBudget):
+        count = min(selection.beyond_deviations(scores, spec.selection.k, descending=descending), len(ranking))
+        return count, f"The channels over {spec.selection.k:g} robust deviations beyond their layer's median.", []
+    budget = spec.selection
+    counts = grid(num_channels, num_points=budget.num_points, max_fraction=budget.max_fraction)
+    with bench.phase("sweep", len(counts)) as advance:
+        select = bench.select
+        points = sweep(bench.network, sites, ranking, counts, select.pixels_NCHW, select.labels, advance=advance)
+    chosen = selection.strongest_within_budget(points, budget.max_accuracy_drop)
+    curve = [
+        CurvePoint(
+            num_pruned=point.count,
+            fraction=point.count / num_channels,
+            accuracy=point.accuracy,
+            admissible=selection.admissible(point, points[0].accuracy, budget.max_accuracy_drop),
+        )
+        for point in points
+    ]
+    reason = (
+        f"The strongest pruning of the sweep that loses at most {budget.max_accuracy_drop:.1%} of accuracy on the "
+        f"selection split ({points[0].accuracy:.1%} before, {chosen.accuracy:.1%} after)."
+    )
+    return chosen.count, reason, curve
