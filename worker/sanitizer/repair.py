@@ -89,8 +89,8 @@ def unlearn(
     network: Network,
     images: Images,
     targets: Sequence[int],
+    max_sizes: Sequence[float],
     *,
-    max_size: float,
     radius: float | None,
     steps: int,
     rate: float,
@@ -109,7 +109,7 @@ def unlearn(
         network: Changed in place.
         images: Clean labelled images.
         targets: The suspected classes.
-        max_size: Bound of a mask's ℓ1 norm, in pixels.
+        max_sizes: For each of them the bound of a mask's ℓ1 norm, in pixels.
         radius: Bound of an additive perturbation's ℓ2 norm; None for masks alone.
         steps: Gradient steps.
         rate: Peak learning rate of Adam.
@@ -130,7 +130,7 @@ def unlearn(
         for pixels_BCHW, labels_B in islice(small, WARM_STEPS):
             search.step(pixels_BCHW, labels_B)
     # Bounded only now: a mask that starts everywhere must be free to shrink to a place before its sum is capped.
-    searches[0].max_size = max_size
+    searches[0].max_size_T = torch.tensor([size for size in max_sizes for _ in range(RESTARTS)])
     parameters = list(network.parameters().values())
     optimizer = torch.optim.Adam(parameters, lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=WARM_UP_SHARE)

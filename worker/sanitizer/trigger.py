@@ -60,10 +60,9 @@ class Triggers:
         index = torch.tensor(list(which), dtype=torch.int64, device=self.targets_T.device)
         return Triggers(self.family, self.targets_T[index], self.amount_T1HW[index], self.pattern_TCHW[index])
 
-    def bounded(self, max_size: float) -> Triggers:
-        """The same with masks weakened, where they must be, to an ℓ1 norm of at most `max_size` pixels."""
-        factor_T = (max_size / self.amount_T1HW.flatten(1).sum(dim=1)).clamp_max(1.0)
-        return Triggers(self.family, self.targets_T, self.amount_T1HW * factor_T.view(-1, 1, 1, 1), self.pattern_TCHW)
+    def bounded(self, max_size_T: Tensor) -> Triggers:
+        """The same with masks weakened, where they must be, to these ℓ1 norms in pixels."""
+        return Triggers(self.family, self.targets_T, _bounded(self.amount_T1HW, max_size_T), self.pattern_TCHW)
 
     def size(self) -> Tensor:
         """The size that the family minimises, (T,): the mask's ℓ1 norm in pixels, or the perturbation's norm."""
@@ -87,7 +86,7 @@ class Inversion:
         family: Which kind of trigger.
         shape_CHW: Of an image.
         radius: The norm's bound, in units of pixels in [0, 1], for `linf` and `l2`.
-        max_size: For `mask`, a bound of its ℓ1 norm in pixels, in place of the rising λ; None for none.
+        max_size_T: For `mask`, a bound of each ℓ1 norm in pixels, in place of the rising λ; None for none.
         generator: CPU generator of all draws.
     """
 
@@ -99,11 +98,11 @@ class Inversion:
         family: Family,
         shape_CHW: Sequence[int],
         radius: float = 0.0,
-        max_size: float | None = None,
+        max_size_T: Tensor | None = None,
         generator: torch.Generator,
     ) -> None:
         device, num = network.device, len(targets)
-        self.network, self.family, self.radius, self.max_size = network, family, radius, max_size
+        self.network, self.family, self.radius, self.max_size_T = network, family, radius, max_size_T
         self.generator = generator
         self.targets_T = torch.tensor(list(targets), dtype=torch.int64, device=device)
         start_TCHW = torch.randn((num, *shape_CHW), generator=generator).to(device)
@@ -134,7 +133,7 @@ class Inversion:
             self._optimizer.zero_grad()
             loss_T.sum().backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
-        if self.family == "mask" and self.max_size is None:
+        if self.family == "mask" and self.max_size_T is None:
             hit_T = ((logits_TBK.detach().argmax(dim=2) == wanted_TB) * counts_TB).sum(dim=1) / number_T
             self._works_T = EXPONENTIAL_AVERAGE * self._works_T + (1 - EXPONENTIAL_AVERAGE) * hit_T
             up, down = self._weight_T * SIZE_WEIGHT_UP, self._weight_T / SIZE_WEIGHT_DOWN
@@ -150,9 +149,8 @@ class Inversion:
         """Unconstrained variables to (amount, pattern) within their bounds."""
         if self.family == "mask":
             amount_T1HW = self._mask_T1HW.sigmoid()
-            if self.max_size is not None:
-                size_T = amount_T1HW.flatten(1).sum(dim=1)
-                amount_T1HW = amount_T1HW * (self.max_size / size_T).clamp_max(1.0).view(-1, 1, 1, 1)
+            if self.max_size_T is not None:
+                amount_T1HW = _bounded(amount_T1HW, self.max_size_T)
             return amount_T1HW, self._raw_TCHW.sigmoid()
         ones_T1HW = torch.ones_like(self._mask_T1HW)
         if self.family == "linf":
@@ -171,7 +169,6 @@ def synthesise(
     steps: int,
     batch_size: int,
     radius: float = 0.0,
-    max_size: float | None = None,
     generator: torch.Generator,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Triggers:
@@ -186,7 +183,6 @@ def synthesise(
         steps: Gradient steps.
         batch_size: B, images that every trigger sees in a step.
         radius: As for `Inversion`.
-        max_size: As for `Inversion`.
         generator: CPU generator of all draws.
         advance: Called with 1 after each step.
     """
@@ -196,7 +192,6 @@ def synthesise(
         family=family,
         shape_CHW=tuple(pixels_NCHW.shape[1:]),
         radius=radius,
-        max_size=max_size,
         generator=generator,
     )
     for _ in range(steps):
@@ -215,6 +210,11 @@ def success(network: Network, triggers: Triggers, pixels_NCHW: Tensor, labels_N:
             stamped_NCHW = triggers.stamp(kept.to(network.device), which)
             shares.append((network(stamped_NCHW).argmax(dim=1) == target).double().mean().cpu())
     return torch.stack(shares)
+
+
+def _bounded(amount_T1HW: Tensor, max_size_T: Tensor) -> Tensor:
+    size_T = amount_T1HW.flatten(1).sum(dim=1)
+    return amount_T1HW * (max_size_T.to(size_T) / size_T).clamp_max(1.0).view(-1, 1, 1, 1)
 
 
 def _stamp(family: Family, amount_T1HW: Tensor, pattern_TCHW: Tensor, pixels_BCHW: Tensor) -> Tensor:

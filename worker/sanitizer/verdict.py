@@ -26,15 +26,18 @@ INVERSION_BATCH = 16
 RADIUS_PER_ROOT = 1.5 / 28
 # Success rates are kept this far from 0 and 1 before their logit is taken.
 LOGIT_MARGIN = 0.01
-MAX_CANDIDATES = 3
+MAX_CANDIDATES = 2
+# A second class is suspected beside the first from this total on, or from this share of the first one's.
+SECOND_TOTAL = 2.0
+SECOND_SHARE = 0.5
 # With more classes than this a short search for additive perturbations picks those that are looked at closely.
 MAX_CLASSES_INVERTED = 20
 SCREENING_STEPS = 20
 MIN_CLASSES = 3
 
 # Calibrated by benchmarks/battery/calibrate.py on the calibration half of the battery; see benchmarks/results.
-MASK_THRESHOLD = 2.0
-GROWTH_THRESHOLD = 1.0
+MASK_THRESHOLD = 1.0
+GROWTH_THRESHOLD = 0.5
 CALIBRATED_FALSE_POSITIVE_RATE = 0.1
 
 
@@ -81,14 +84,11 @@ class Findings:
         return standardise(self.anomaly) + standardise(self.growth) + standardise(self.ease)
 
     def candidates(self) -> list[int]:
-        """Positions of at most three classes to suspect, the largest total first."""
-        order: list[int] = torch.argsort(self.total, descending=True, stable=True).tolist()
-        return order[:MAX_CANDIDATES]
-
-    def lead(self) -> float:
-        """How far the first candidate's total lies above the second's; 0 where there is one class."""
-        best = self.total.sort(descending=True).values
-        return float(best[0] - best[1]) if len(best) > 1 else 0.0
+        """Positions of at most two classes to suspect, the largest total first; the second only where it stands out."""
+        total = self.total
+        order: list[int] = torch.argsort(total, descending=True, stable=True).tolist()
+        worth = min(SECOND_TOTAL, SECOND_SHARE * float(total[order[0]]))
+        return order[:1] + [row for row in order[1:MAX_CANDIDATES] if float(total[row]) >= worth]
 
 
 def inspect(

@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from worker.sanitizer import masks
 from worker.sanitizer.evaluate import accuracy
 from worker.sanitizer.exhibits import Suspected
@@ -24,7 +26,7 @@ from worker.sanitizer.repair import (
     snapshot,
     unlearn,
 )
-from worker.sanitizer.report import Repair, SyntheticAttackSuccess
+from worker.sanitizer.report import Repair, SyntheticAttackSuccess, Verdict
 from worker.sanitizer.selection import TOLERANCE
 from worker.sanitizer.spec import AccuracyBudget
 from worker.sanitizer.trigger import Triggers, success, synthesise
@@ -32,11 +34,11 @@ from worker.sanitizer.verdict import INVERSION_BATCH, MASK_STEPS, Findings, insp
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.5
+# Per suspected class and round.
 UNLEARN_STEPS = 150
 UNLEARN_RATE = 1e-3
 MAX_ROUNDS = 3
-# Where the first candidate's score leads the second's by this many deviations, it alone is unlearnt at first.
-CLEAR_LEAD = 2.0
+MAX_NAMED = 3
 # The estimate at which a round counts as done, and the one above which nothing was repaired.
 REPAIRED_AT = 0.15
 NOT_REPAIRED_AT = 0.5
@@ -46,11 +48,11 @@ WALK_BACK = (1.0, 0.85, 0.7, 0.55, 0.4)
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """What repair works against: classes, their triggers on the suspect, and the bound of a mask's size."""
+    """What repair works against: classes, their triggers on the suspect, and the bounds of their masks' sizes."""
 
     classes: list[int]
     triggers: list[Suspected]
-    max_size: float
+    max_sizes: list[float]
 
 
 def auto(bench: Workbench) -> Outcome:
@@ -69,7 +71,7 @@ def auto(bench: Workbench) -> Outcome:
             generator=bench.generator, advance=advance,
         )  # fmt: skip
     verdict = judge(findings, bench.num_classes)
-    suspicion = _suspicion(bench, findings)
+    suspicion = _suspicion(bench, findings, verdict)
     before = snapshot(network)
     pruned = prune_with(dataclasses.replace(bench, spec=asked), suspicion.triggers)
     outcome = dataclasses.replace(pruned, verdict=verdict)
@@ -85,17 +87,17 @@ def auto(bench: Workbench) -> Outcome:
     return _repair(bench, outcome, before, suspicion, budget)
 
 
-def _suspicion(bench: Workbench, findings: Findings) -> Suspicion:
-    rows = findings.candidates()
-    if findings.lead() >= CLEAR_LEAD:
-        rows = rows[:1]
+def _suspicion(bench: Workbench, findings: Findings, verdict: Verdict) -> Suspicion:
+    # A class on which both statistics agree needs no company: each further class costs clean accuracy.
+    named = verdict.target_classes if verdict.verdict == "backdoored" else []
+    rows = [findings.classes.index(target) for target in named[:MAX_NAMED]] or findings.candidates()
     shares = success(bench.network, findings.triggers.take(rows), bench.select.pixels_NCHW, bench.select.labels)
     triggers = [
         Suspected(triggers=findings.triggers, which=row, success=float(share))
         for row, share in zip(rows, shares.tolist(), strict=True)
     ]
-    max_size = GROWTH * float(findings.size[rows].max())
-    return Suspicion([findings.classes[row] for row in rows], triggers, max_size)
+    max_sizes = [GROWTH * size for size in findings.size[rows].tolist()]
+    return Suspicion([findings.classes[row] for row in rows], triggers, max_sizes)
 
 
 def _repair(
@@ -107,11 +109,13 @@ def _repair(
     seen_pruned = _select_accuracy(bench)
     rounds = 0
     estimate = _estimate(bench, before, suspicion)
-    with bench.phase("repair", MAX_ROUNDS * UNLEARN_STEPS) as advance:
+    steps = UNLEARN_STEPS * len(suspicion.classes)
+    with bench.phase("repair", MAX_ROUNDS * steps) as advance:
         while rounds < MAX_ROUNDS and (rounds == 0 or estimate.after > REPAIRED_AT):
             unlearn(
-                network, bench.repair, suspicion.classes, max_size=suspicion.max_size, radius=None,
-                steps=UNLEARN_STEPS, rate=UNLEARN_RATE, generator=bench.generator, mask=mask, advance=advance,
+                network, bench.repair, suspicion.classes,
+                suspicion.max_sizes, radius=None,
+                steps=steps, rate=UNLEARN_RATE, generator=bench.generator, mask=mask, advance=advance,
             )  # fmt: skip
             rounds += 1
             estimate = _estimate(bench, before, suspicion)
@@ -158,7 +162,7 @@ def _estimate(bench: Workbench, before: Snapshot, suspicion: Suspicion) -> Synth
     again: Triggers = synthesise(
         network, bench.repair.pixels_NCHW, bench.repair.labels, suspicion.classes, family="mask", steps=MASK_STEPS,
         batch_size=INVERSION_BATCH, generator=bench.generator,
-    ).bounded(suspicion.max_size)  # fmt: skip
+    ).bounded(torch.tensor(suspicion.max_sizes))  # fmt: skip
     found = [one.triggers.take([one.which]) for one in suspicion.triggers]
     after = _largest(bench, [*found, again])
     now = snapshot(network)
