@@ -48,17 +48,21 @@ def submit(
     clean_dataset_id: str,
     triggered_dataset_id: str | None,
     spec: dict[str, Any],
+    needs_triggered: bool,
 ) -> JobRow:
     """Record a job as queued and commit. The caller sends the hint afterwards, then calls `mark_sent`.
+
+    `needs_triggered` is the specification's own word on whether it can do without trigger samples.
 
     Raises:
         NotFoundError: model_not_found, dataset_not_found.
         ConflictError: model_not_ready, dataset_not_ready.
         UnprocessableError: wrong_dataset_kind, triggered_dataset_required, target_class_out_of_range.
     """
-    if spec["inputs"] != "clean" and triggered_dataset_id is None:
+    if needs_triggered and triggered_dataset_id is None:
         raise UnprocessableError(
-            f"spec.inputs is {spec['inputs']!r}, which profiles trigger samples: give a triggered_dataset_id",
+            f"spec.inputs is {spec['inputs']!r}, which profiles trigger samples: give a triggered_dataset_id, "
+            "or let spec.inputs be synthetic_difference, which needs none",
             code="triggered_dataset_required",
         )
     with db.writing(sessions) as session:

@@ -31,6 +31,7 @@ def submit(body: JobCreate, held: Held, tenant: Tenant, response: Response) -> J
         clean_dataset_id=body.clean_dataset_id,
         triggered_dataset_id=body.triggered_dataset_id,
         spec=plain(body.spec),
+        needs_triggered=body.spec.guided_by_trigger_samples,
     )
     _hint(held, job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"

@@ -38,6 +38,7 @@ def submit(sessions, model):
 
     def _submit(**changes):
         values = {"model_id": model.id, "clean_dataset_id": clean.id, "triggered_dataset_id": None, "spec": SPEC}
+        values["needs_triggered"] = False
         return jobs.submit(sessions, TENANT, **(values | changes))
 
     return _submit
@@ -383,7 +384,7 @@ def test_an_id_of_nothing_is_not_found(sessions, job_id):
 def test_a_job_needs_what_its_inputs_say(sessions, submit):
     triggered = make_dataset(sessions, "triggered", target_class=99)
     for code, changes in {
-        "triggered_dataset_required": {"spec": {"inputs": "triggered"}},
+        "triggered_dataset_required": {"spec": {"inputs": "triggered"}, "needs_triggered": True},
         "wrong_dataset_kind": {"clean_dataset_id": triggered.id},
         "target_class_out_of_range": {"triggered_dataset_id": triggered.id},
     }.items():

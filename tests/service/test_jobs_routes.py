@@ -80,6 +80,23 @@ def test_a_job_needs_resources_that_are_there_and_ready(any_api, refused, safete
 @pytest.mark.parametrize(
     "spec",
     [
+        {},
+        {"inputs": "clean"},
+        {"inputs": "synthetic"},
+        {"recipe": "prune", "inputs": "synthetic_difference"},
+        {"recipe": "clp", "inputs": "triggered"},  # this recipe does not look at `inputs`
+        {"recipe": "paper", "inputs": "difference"},
+    ],
+)
+def test_trigger_samples_are_asked_for_only_where_they_guide(api, spec):
+    body = api.job_body() | {"spec": spec}
+    assert body.get("triggered_dataset_id") is None
+    assert api.http.post("/v1/jobs", json=body).status_code == 202
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
         {"criterion": "l0"},
         {"surprise": 1},
         {"seed": -1},

@@ -53,6 +53,9 @@ def report(request: dict[str, object], sha256: str, size: int) -> dict[str, obje
         },
         "seconds": {},
         "warnings": [],
+        "verdict": {"verdict": "not_judged", "reason": "a fake"},
+        "repair": {"status": "not_attempted", "reason": "a fake"},
+        "synthetic_attack_success": None,
     }
 
 

@@ -16,7 +16,8 @@ from worker.supervisor import Kind, Limits, Supervisor, Tick
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIMITS = Limits(deadline_seconds=120, memory_bytes=8 << 30)
-SPEC = SanitizeSpec(scope="last_conv", selection=FixedFraction(fraction=0.1))  # as little work as a whole job can be
+# As little work as a whole job can be.
+SPEC = SanitizeSpec(recipe="prune", inputs="clean", scope="last_conv", selection=FixedFraction(fraction=0.1))
 
 
 @pytest.fixture

@@ -47,6 +47,7 @@ def submit(sqlite_sessions):
             clean_dataset_id=store(DatasetRow, clean, fault.encode()),
             triggered_dataset_id=None,
             spec=SPEC,
+            needs_triggered=False,
         ).id
 
     return submit

@@ -22,7 +22,7 @@ from worker.sanitizer.exhibits import Exhibits
 from worker.sanitizer.recipes import RECIPES, Workbench
 from worker.sanitizer.repair import snapshot
 from worker.sanitizer.report import SCHEMA_VERSION, LayerBias, Report, Split, TensorDigest
-from worker.sanitizer.spec import NEEDS_TRIGGER_SAMPLES, AccuracyBudget, ArchitectureSpec, InputSpec, SanitizeSpec
+from worker.sanitizer.spec import AccuracyBudget, ArchitectureSpec, InputSpec, SanitizeSpec
 
 Progress = Callable[[str, int, int], None]
 
@@ -84,7 +84,7 @@ def sanitize(
     Raises:
         SanitizerError: A refusal, with its code.
     """
-    if spec.inputs in NEEDS_TRIGGER_SAMPLES and triggered_path is None:
+    if spec.guided_by_trigger_samples and triggered_path is None:
         raise InvalidSpecError(f"spec.inputs `{spec.inputs}` needs a triggered dataset. Send one, or use `synthetic`.")
     target = device.choose(spec.device)
     clock = Clock(progress)
@@ -108,7 +108,7 @@ def sanitize(
             num_classes=case.num_classes,
             repair=case.profile,
             select=case.select,
-            guide=case.guide if spec.inputs in NEEDS_TRIGGER_SAMPLES else None,
+            guide=case.guide if spec.guided_by_trigger_samples else None,
             spec=spec,
             generator=torch.Generator().manual_seed(spec.seed),
             phase=clock.phase,

@@ -24,6 +24,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Scope = Literal["last_conv", "all_convs"]
 
 NEEDS_TRIGGER_SAMPLES = ("triggered", "difference")
+# The recipes that look at `inputs`; the others ignore it.
+USES_INPUTS = ("auto", "prune")
 SCOPES: tuple[str, ...] = get_args(Scope)
 CHOICES: dict[str, tuple[str, ...]] = {
     "recipe": get_args(Recipe),
@@ -168,6 +170,11 @@ class SanitizeSpec:
         _require(0 <= self.seed < 2**63, "seed must be 0 to 2^63 - 1")
         if isinstance(self.scope, list):
             _require(0 < len(self.scope) <= 10_000, "scope must name 1 to 10000 layers")
+
+    @property
+    def guided_by_trigger_samples(self) -> bool:
+        """Whether half of the client's trigger samples guide, so that the job cannot do without them."""
+        return self.recipe in USES_INPUTS and self.inputs in NEEDS_TRIGGER_SAMPLES
 
 
 def parse_spec(value: dict[str, Any]) -> SanitizeSpec:
