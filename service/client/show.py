@@ -51,10 +51,22 @@ def print_report(console: Console, report: Json) -> None:
     if attack["status"] != "measured":
         console.print(f"attack success: {attack['status']} ({attack['reason']})")
     console.print(_pruned(report["layers"]))
+    _print_judgement(console, report)
     choice = report["choice"]
     console.print(f"{choice['num_pruned']} of {choice['num_in_scope']} channels pruned: {choice['reason']}")
     for warning in report["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {warning}")
+
+
+def _print_judgement(console: Console, report: Json) -> None:
+    verdict, repair = report["verdict"], report["repair"]
+    towards = ", ".join(map(str, verdict["target_classes"]))
+    console.print(f"verdict: {verdict['verdict']}{f' (class {towards})' if towards else ''}. {verdict['reason']}")
+    console.print(f"repair: {repair['status'].replace('_', ' ')}. {repair['reason']}")
+    estimate = report.get("synthetic_attack_success")
+    if estimate is not None:
+        before, after = (100 * estimate[key] for key in ("before", "after"))
+        console.print(f"synthesised triggers: {before:.1f} % before, {after:.1f} % after (an estimate)")
 
 
 def print_records(console: Console, records: list[Json], columns: tuple[str, ...]) -> None:

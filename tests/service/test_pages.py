@@ -67,7 +67,26 @@ def report(name="layer1.0.conv1"):
         "files": [{"role": "checkpoint", "format": name, "size_bytes": 1234567, "sha256": "ab" * 32}],
         "environment": {"device": name, "packages": {name: name}},
         "warnings": [name],
-        "verdict": {"verdict": "backdoored", name: name, "score": 0.97, "reasons": [{name: name}]},
+        "verdict": {
+            "verdict": "backdoored",
+            "reason": name,
+            "target_classes": [3, 7],
+            "score": 1.4231,
+            "calibrated_false_positive_rate": 0.1,
+            "evidence": [{"class_index": 3, "mask_size": 9.876, "growth": 2.5}, {"class_index": 4, name: name}],
+        },
+        "repair": {
+            "status": "partly_repaired",
+            "reason": name,
+            "rounds": 2,
+            "classes": [3],
+            "share_kept": 0.85,
+            "accuracy_before": 0.951,
+            "accuracy_pruned": 0.942,
+            "accuracy_after": 0.933,
+        },
+        "synthetic_attack_success": {"before": 0.987, "after": 0.213, "num_triggers": 4},
+        "surprise": {name: name, "reasons": [{name: name}]},
     }
 
 
@@ -91,13 +110,39 @@ def test_a_person_finds_what_matters():
         "209.5",
         "1 of 2 tensors were changed",
         "1,234,567",
-        "Verdict",
-        "backdoored",
         "The curve",
     ):
         assert words in outline.text, words
     assert ("src", "data:image/png;base64,iVBORw==") in outline.attributes
     assert outline.open == []
+
+
+def test_verdict_and_repair_come_before_the_figures():
+    text = Outline(page(report()).html.decode()).text
+    for words in (
+        "Verdict backdoored",
+        "Towards classes 3, 7.",
+        "Score 1.42",
+        "10.0 % of clean networks",
+        "Repair partly repaired",
+        "98.7 % before, 21.3 % after",
+        "2 rounds of unlearning, 85.0 % of the way kept",
+        "95.1 % before, 94.2 % pruned, 93.3 % after",
+    ):
+        assert words in text, words
+    assert text.index("Verdict") < text.index("Repair") < text.index("Before and after")
+    assert text.index("9.876") > text.index("Layers")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "look"),
+    [("clean", "good"), ("suspicious", "bad"), ("inconclusive", "open"), ("</p>", "open"), ([], "open")],
+)
+def test_the_verdicts_look_never_comes_from_the_report(verdict, look):
+    seen = Outline(page(report() | {"verdict": {"verdict": verdict}, "repair": None}).html.decode())
+    assert [value for name, value in seen.attributes if name == "class" and value.startswith("status")] == [
+        f"status {look}"
+    ]
 
 
 def test_hostile_text_is_text():
