@@ -13,8 +13,7 @@ from benchmarks.battery import judge, rows, train
 from benchmarks.battery.catalogue import ModelConfig
 
 NUM_CLEAN_IMAGES = 200
-# What is judged. The first step of the product is pruning; in this order it removes both backdoors of the slice.
-RECIPE = "default:order=ascending"
+RECIPE = "auto"
 MIN_ATTACK_SUCCESS_BEFORE = 0.90
 MAX_ATTACK_SUCCESS_LEFT = 0.5
 MAX_ACCURACY_LOST = 0.06

@@ -143,7 +143,10 @@ class ClassEvidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Whether the suspect is backdoored. Above a score of 1 both statistics are beyond their thresholds."""
+    """Whether the suspect is backdoored. Above a score of 1 both statistics are beyond their thresholds.
+
+    `calibrated_false_positive_rate` is null while the thresholds are not calibrated on a bank of models.
+    """
 
     verdict: Literal["clean", "suspicious", "backdoored", "inconclusive", "not_judged"]
     reason: str

@@ -35,10 +35,10 @@ MAX_CLASSES_INVERTED = 20
 SCREENING_STEPS = 20
 MIN_CLASSES = 3
 
-# Calibrated by benchmarks/battery/calibrate.py on the calibration half of the battery; see benchmarks/results.
+# Set by hand on nineteen backdoored and three clean networks of the battery (Fashion-MNIST, 10 % poisoning): not yet
+# calibrated on a bank, so a verdict states no false-positive rate. benchmarks/results says what was measured since.
 MASK_THRESHOLD = 1.0
 GROWTH_THRESHOLD = 0.5
-CALIBRATED_FALSE_POSITIVE_RATE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,6 @@ def judge(findings: Findings, num_classes: int) -> Verdict:
         verdict=verdict,  # type: ignore[arg-type]
         target_classes=[findings.classes[row] for row in rows],
         score=score,
-        calibrated_false_positive_rate=CALIBRATED_FALSE_POSITIVE_RATE,
         evidence=evidence,
         reason=reason,
     )
