@@ -19,7 +19,7 @@ from service.client.up import COMMANDS, migrate
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_SECONDS = 60
 STOP_SECONDS = 30
-JOB_SECONDS = 240
+JOB_SECONDS = 480  # a job of the default recipe takes about a minute on two free cores
 
 
 def wait_until(condition, seconds=30, what="the condition"):

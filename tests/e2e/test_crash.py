@@ -25,7 +25,7 @@ def stack(request, make_stack):
 def test_a_worker_killed_in_mid_job_costs_an_attempt_and_the_job_ends_once(stack, tmp_path):
     client = stack.client
     bundle = Bundle(client)
-    job_id = bundle.submit()
+    job_id = bundle.submit(recipe="prune")
     wait_until(lambda: (client.job(job_id)["progress"] or {}).get("done"), 90, "progress")
 
     worker = psutil.Process(stack.processes["worker"].pid)
@@ -50,7 +50,7 @@ def test_a_worker_killed_in_mid_job_costs_an_attempt_and_the_job_ends_once(stack
 def test_a_worker_told_to_stop_hands_its_job_back_and_no_attempt_is_lost(stack):
     client = stack.client
     bundle = Bundle(client)
-    job_id = bundle.submit()
+    job_id = bundle.submit(recipe="prune")
     wait_until(lambda: (client.job(job_id)["progress"] or {}).get("done"), 90, "progress")
 
     worker = stack.processes.pop("worker")

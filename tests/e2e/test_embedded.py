@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from service.client.api import ApiError
-from tests.e2e.conftest import ROOT, Bundle, assert_sanitized, wait_until
+from tests.e2e.conftest import JOB_SECONDS, ROOT, Bundle, assert_sanitized, wait_until
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_the_whole_path_on_the_embedded_default(stack, tmp_path):
 
     first, second = bundle.submit(), bundle.submit()
     phases = set()
-    job = client.wait(first, on_progress=lambda job: phases.add(job["phase"]), timeout_seconds=240)
+    job = client.wait(first, on_progress=lambda job: phases.add(job["phase"]), timeout_seconds=JOB_SECONDS)
     assert job["state"] == "succeeded", job["error"]
     assert len(phases) >= 3  # progress is live
     assert job["attempt"] == 1
