@@ -1,7 +1,8 @@
-"""A tiny network with a planted backdoor, trained in about a second, and the workbench a recipe gets for it."""
+"""A tiny network with a planted backdoor, trained once in seconds, and the workbench that a recipe gets for it."""
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,6 +69,12 @@ class Suspect:
         success = float((predict(network, stamp(other.pixels_NCHW)) == TARGET).double().mean())
         return accuracy(network, self.clean.pixels_NCHW, labels), success
 
+    def stamped(self):
+        """Images under the true trigger, with their true labels; none of the target class."""
+        other = images(200, seed=5)
+        other = other.take((other.labels != TARGET).nonzero().flatten())
+        return Images(stamp(other.pixels_NCHW), other.labels)
+
     def tensors(self):
         return {name: tensor.detach().clone() for name, tensor in self.bench.network.tensors.items()}
 
@@ -89,7 +96,22 @@ def modules():
     return {batch_norm: train(batch_norm=batch_norm) for batch_norm in (True, False)}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def planted(modules):
+    """What it takes to send the suspect to the library as files."""
+    return SimpleNamespace(
+        tensors=modules[True].state_dict(),
+        architecture=ArchitectureSpec(
+            name="small_vgg", num_classes=CLASSES, in_channels=1, options={"width": 8, "batch_norm": True}
+        ),
+        input_spec=INPUT,
+        images=images,
+        stamp=stamp,
+        target=TARGET,
+    )
+
+
+@pytest.fixture(scope="session")
 def suspect(modules):
     """Make a fresh workbench: `suspect()`, or `suspect(batch_norm=False)`."""
 
