@@ -1,0 +1,132 @@
+"""Pruning by criterion: what is scored, how many go, where, and that nothing else changes."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from worker.sanitizer.network import NetworkRefusedError
+from worker.sanitizer.recipes.prune import paper, prune
+from worker.sanitizer.spec import AccuracyBudget, FixedFraction, RobustDeviations, SanitizeSpec
+
+FIXED = FixedFraction(fraction=0.2)
+
+
+def spec(**changes):
+    return SanitizeSpec(**({"recipe": "prune", "inputs": "clean", "selection": FIXED} | changes))
+
+
+def pruned(outcome):
+    return {name: (~keep).nonzero().flatten().tolist() for name, keep in outcome.mask.items()}
+
+
+def norms(network, pixels, site):
+    """Mean over images of the largest absolute value of each channel's map."""
+    seen = []
+    with torch.no_grad():
+        network.observe(pixels, {site.tap: lambda maps: seen.append(maps.clone())})
+    return seen[0].double().abs().amax(dim=(2, 3)).mean(dim=0).numpy()
+
+
+def standardised(values):
+    deviation = values - np.median(values)
+    return deviation / (1.4826 * np.median(np.abs(deviation)))
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.13, 0.5])
+def test_a_fixed_fraction_prunes_exactly_its_count(suspect, fraction):
+    made = suspect(spec=spec(selection=FixedFraction(fraction=fraction)))
+    total = sum(site.num_channels for site in made.bench.network.sites)
+    outcome = prune(made.bench)
+    assert sum(map(len, pruned(outcome).values())) == outcome.choice.num_pruned == round(fraction * total)
+    assert outcome.choice.num_in_scope == total
+    assert outcome.curve == []
+
+
+@pytest.mark.parametrize("order", ["descending", "ascending"])
+def test_the_silenced_channels_are_the_extreme_ones_and_nothing_else_changes(suspect, order):
+    made = suspect(spec=spec(order=order))
+    before = made.tensors()
+    outcome = prune(made.bench)
+    sign = 1 if order == "descending" else -1
+    gone = [sign * float(outcome.scores[name][c]) for name, channels in pruned(outcome).items() for c in channels]
+    for name, keep in outcome.mask.items():  # the last channel of a layer is always spared
+        assert sum(sign * score > min(gone) for score in outcome.scores[name][keep].tolist()) <= 1
+    assert made.silent(outcome.mask)
+    after = made.tensors()
+    for site in made.bench.network.sites:
+        for name in site.owned:
+            assert not bool(after[name][~outcome.mask[site.name]].any())
+            before[name][~outcome.mask[site.name]] = 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def test_robust_deviations_prune_what_lies_beyond_them_and_spare_one_channel_a_layer(suspect):
+    for k in (1.0, 2.5):
+        made = suspect(spec=spec(selection=RobustDeviations(k=k)))
+        outcome = prune(made.bench)
+        beyond = {name: (score > k).nonzero().flatten().tolist() for name, score in outcome.scores.items()}
+        assert pruned(outcome) == beyond
+        assert outcome.choice.num_pruned == sum(map(len, beyond.values())) > 0
+
+
+@pytest.mark.parametrize("inputs", ["clean", "triggered", "difference", "synthetic", "synthetic_difference"])
+def test_scores_are_numpys_on_the_inputs_that_were_asked_for(suspect, inputs):
+    made = suspect(spec=spec(inputs=inputs))
+    guided = inputs in ("triggered", "difference")
+    bench = dataclasses.replace(made.bench, guide=made.stamped()) if guided else made.bench
+    reference = suspect().bench.network
+    outcome = prune(bench)
+    clean = bench.repair.pixels_NCHW
+    trigger = made.stamped().pixels_NCHW
+    if inputs.startswith("synthetic"):
+        (one,) = outcome.triggers
+        assert one.which == int(one.triggers.size().argmin())
+        assert len(one.triggers) == 4, "every class is asked"
+        trigger = one.triggers.stamp(clean, one.which)
+    else:
+        assert outcome.triggers == []
+    for site in reference.sites:
+        expected = norms(reference, clean if inputs == "clean" else trigger, site)
+        if "difference" in inputs:
+            expected = expected - norms(reference, clean, site)
+        np.testing.assert_allclose(outcome.scores[site.name].numpy(), standardised(expected), rtol=1e-4, atol=1e-4)
+    assert bool(outcome.triggered) == (inputs != "clean")
+
+
+def test_a_scope_by_name_prunes_there_alone_and_the_last_convolution_has_a_name_of_its_own(suspect):
+    made = suspect()
+    first, last = made.bench.network.sites[0].name, made.bench.network.last_conv().name
+    for scope, names in (([first], {first}), ([last, first, last], {first, last}), ("last_conv", {last})):
+        outcome = prune(suspect(spec=spec(scope=scope)).bench)
+        assert set(outcome.mask) == set(outcome.scores) == names
+
+
+def test_an_unknown_layer_is_refused_and_the_network_left_alone(suspect):
+    made = suspect(spec=spec(scope=["features.0", "no_such_layer"]))
+    before = made.tensors()
+    with pytest.raises(NetworkRefusedError, match="no_such_layer"):
+        prune(made.bench)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.tensors().items())
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.1])
+def test_the_accuracy_budget_keeps_the_strongest_admissible_point(suspect, drop):
+    made = suspect(spec=spec(selection=AccuracyBudget(max_accuracy_drop=drop)))
+    outcome = prune(made.bench)
+    first = outcome.curve[0]
+    assert first.num_pruned == 0
+    within = [point.num_pruned for point in outcome.curve if point.accuracy >= first.accuracy - drop - 1e-9]
+    assert outcome.choice.num_pruned == max(within)
+    assert [point.num_pruned for point in outcome.curve if point.admissible] == within
+
+
+def test_the_papers_rule_is_fixed_whatever_the_specification_says(suspect, planted, monkeypatch):
+    monkeypatch.setattr(sys.modules["worker.sanitizer.recipes.prune"], "SYNTHESIS_STEPS", 300)  # this net needs them
+    made = suspect(spec=spec(criterion="l1", inputs="clean", scope="all_convs", order="ascending"))
+    outcome = paper(made.bench)
+    assert set(outcome.mask) == {made.bench.network.last_conv().name}
+    assert int(outcome.triggers[0].triggers.targets_T[outcome.triggers[0].which]) == planted.target
+    assert outcome.curve

@@ -1,0 +1,219 @@
+"""One job from files to files: what comes back, and what the report says of it."""
+
+import dataclasses
+import hashlib
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from worker.sanitizer.case import NearChanceError
+from worker.sanitizer.errors import InvalidSpecError
+from worker.sanitizer.report import Report, to_json
+from worker.sanitizer.sanitize import sanitize
+from worker.sanitizer.spec import FixedFraction, SanitizeSpec
+
+PRUNE = SanitizeSpec(recipe="prune", repair=False, inputs="clean", selection=FixedFraction(fraction=0.2))
+METADATA = {"format": "pt", "note": "kept"}
+
+
+@pytest.fixture(scope="module")
+def files(planted, tmp_path_factory):
+    """The suspect in both formats, its clean set and trigger samples."""
+    folder = tmp_path_factory.mktemp("files")
+    save_file(planted.tensors, folder / "suspect.safetensors", metadata=METADATA)
+    half = {
+        f"module.{name}": value.half() if value.is_floating_point() else value
+        for name, value in planted.tensors.items()
+    }
+    torch.save({"epoch": 3, "state_dict": half}, folder / "suspect.pt")
+    clean, triggered = planted.images(320, seed=11), planted.images(80, seed=12)
+    for name, pixels, labels in (
+        ("clean", clean.pixels_NCHW, clean.labels),
+        ("shifted", clean.pixels_NCHW, (clean.labels + 1) % 4),
+        ("triggered", planted.stamp(triggered.pixels_NCHW), triggered.labels),
+    ):
+        np.savez(folder / f"{name}.npz", images=pixels.numpy(), labels=labels.numpy())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(files, planted):
+    def _run(output, *, suspect="suspect.safetensors", clean="clean", triggered=None, spec=PRUNE, **more):
+        return sanitize(
+            checkpoint_path=files / suspect,
+            clean_path=files / f"{clean}.npz",
+            triggered_path=None if triggered is None else files / f"{triggered}.npz",
+            output_path=output,
+            architecture=planted.architecture,
+            input_spec=planted.input_spec,
+            spec=spec,
+            **more,
+        )
+
+    return _run
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """The default job, once, but for the length of the mask search: in 150 steps λ does not settle on this tiny net.
+
+    There the default judges it clean and leaves the backdoor in.
+    """
+    output = tmp_path_factory.mktemp("whole") / "out"
+    progress = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("verdict", "recipes.auto"):
+            patch.setattr(sys.modules[f"worker.sanitizer.{module}"], "MASK_STEPS", 300)
+        report = run(output, triggered="triggered", spec=SanitizeSpec(), progress=lambda *step: progress.append(step))
+    return report, output, progress
+
+
+def shorten(monkeypatch):
+    for module, values in {
+        "repair": {"REFEREE_STEPS": 8, "WARM_STEPS": 4},
+        "verdict": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5},
+        "recipes.auto": {"REFEREE_STEPS": 8, "MASK_STEPS": 10, "UNLEARN_STEPS": 8, "MAX_ROUNDS": 1},
+    }.items():
+        for name, value in values.items():
+            monkeypatch.setattr(sys.modules[f"worker.sanitizer.{module}"], name, value, raising=False)
+
+
+def check_digests(report, before, after):
+    """Whether the report's digests are those of the files' tensors, and untouched tensors are bit-identical."""
+    assert [digest.name for digest in report.tensors] == list(before)
+    for digest in report.tensors:
+        old, new = (tensors[digest.name].contiguous().numpy().tobytes() for tensors in (before, after))
+        assert hashlib.sha256(old).hexdigest() == digest.sha256_before
+        assert hashlib.sha256(new).hexdigest() == digest.sha256_after
+        assert digest.changed == (old != new)
+    for layer in report.layers:
+        for name in layer.tensors:
+            assert not bool(after[name][layer.pruned_channels].any())
+
+
+def test_a_search_long_enough_removes_the_planted_backdoor_and_keeps_accuracy(whole):
+    report, _, progress = whole
+    success = report.attack_success
+    assert (success.status, success.target_class, success.target_class_source) == ("measured", 0, "modal_prediction")
+    assert success.before.value > 0.9
+    assert success.after.value < 0.5
+    assert report.accuracy.after.value >= report.accuracy.before.value - 0.05
+    assert report.verdict.verdict in ("suspicious", "backdoored")
+    assert 0 in report.repair.classes
+    assert report.synthetic_attack_success.after < report.synthetic_attack_success.before
+    assert {"forget", "invert", "repair", "write", "prove"} <= {phase for phase, _, _ in progress}
+    assert all(0 <= done <= total for _, done, total in progress)
+
+
+def test_safetensors_come_back_with_keys_dtypes_and_metadata(whole, files, planted):
+    report, output, _ = whole
+    before, after = load_file(files / "suspect.safetensors"), load_file(output)
+    assert {name: (value.dtype, value.shape) for name, value in after.items()} == {
+        name: (value.dtype, value.shape) for name, value in planted.tensors.items()
+    }
+    with safe_open(output, "pt") as opened:
+        assert opened.metadata() == METADATA
+    check_digests(report, {digest.name: before[digest.name] for digest in report.tensors}, after)
+    roles = {digest.role: digest for digest in report.files}
+    assert roles["sanitized_checkpoint"].sha256 == hashlib.sha256(output.read_bytes()).hexdigest()
+    assert set(roles) == {"checkpoint", "clean_set", "triggered_set", "sanitized_checkpoint"}
+
+
+def test_a_torch_zip_comes_back_in_its_wrapper_in_half_precision(run, files, tmp_path):
+    report = run(tmp_path / "out", suspect="suspect.pt")
+    before = torch.load(files / "suspect.pt", weights_only=True)
+    after = torch.load(tmp_path / "out", weights_only=True)
+    assert (list(after), after["epoch"]) == (["epoch", "state_dict"], 3)
+    assert list(after["state_dict"]) == list(before["state_dict"])
+    assert all(value.dtype == before["state_dict"][name].dtype for name, value in after["state_dict"].items())
+    plain = [
+        {name.removeprefix("module."): value for name, value in wrapper["state_dict"].items()}
+        for wrapper in (before, after)
+    ]
+    check_digests(report, *plain)
+    assert any(digest.changed for digest in report.tensors)
+    assert not all(digest.changed for digest in report.tensors)
+    owned = {name for layer in report.layers for name in layer.tensors}
+    for layer in report.layers:
+        keep = [channel for channel in range(layer.num_channels) if channel not in layer.pruned_channels]
+        for name in layer.tensors:
+            assert torch.equal(plain[0][name][keep], plain[1][name][keep])
+    assert {digest.name for digest in report.tensors if digest.changed} <= owned
+
+
+def test_the_same_seed_gives_the_same_bytes_and_the_same_report(run, tmp_path, monkeypatch):
+    shorten(monkeypatch)
+    reports = []
+    for index in range(2):
+        torch.manual_seed(index)
+        reports.append(run(tmp_path / str(index), spec=SanitizeSpec(seed=5)))
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
+    first, second = (to_json(dataclasses.replace(report, seconds={})) for report in reports)
+    assert first == second
+
+
+def test_the_reports_json_reads_back_as_the_report(whole):
+    report = whole[0]
+    text = to_json(report)
+    again = TypeAdapter(Report).validate_json(text)
+    assert json.loads(to_json(again)) == json.loads(text)
+    assert again.verdict == report.verdict
+    assert again.attack_success == report.attack_success
+
+
+def test_without_trigger_samples_the_attack_is_not_measurable(run, tmp_path):
+    report = run(tmp_path / "out")
+    assert (report.attack_success.status, report.attack_success.after) == ("not_measurable", None)
+    assert report.attack_success.reason
+    assert [digest.role for digest in report.files] == ["checkpoint", "clean_set", "sanitized_checkpoint"]
+    assert (report.split.num_triggered_guide, report.split.num_triggered_score) == (0, 0)
+
+
+def test_pruning_alone_neither_judges_nor_trains(run, tmp_path):
+    report = run(tmp_path / "out")
+    assert report.verdict.verdict == "not_judged"
+    assert (report.repair.status, report.repair.rounds) == ("not_attempted", 0)
+    assert report.synthetic_attack_success is None
+    total = sum(layer.num_channels for layer in report.layers if layer.in_scope)
+    assert sum(layer.num_pruned for layer in report.layers) == report.choice.num_pruned == round(0.2 * total)
+
+
+def test_auto_without_repair_judges_and_prunes(run, tmp_path, monkeypatch, files):
+    shorten(monkeypatch)
+    spec = SanitizeSpec(repair=False, selection=FixedFraction(fraction=0.1))
+    report = run(tmp_path / "out", spec=spec)
+    assert report.verdict.verdict != "not_judged"
+    assert report.repair.status == "not_attempted"
+    before, after = load_file(files / "suspect.safetensors"), load_file(tmp_path / "out")
+    for layer in report.layers:
+        keep = [channel for channel in range(layer.num_channels) if channel not in layer.pruned_channels]
+        for name in layer.tensors:
+            assert torch.equal(before[name][keep], after[name][keep]), "nothing was trained"
+
+
+def test_labels_that_do_not_fit_the_model_are_refused_before_any_work(run, tmp_path):
+    with pytest.raises(NearChanceError) as refused:
+        run(tmp_path / "out", clean="shifted")
+    assert refused.value.code == "clean_accuracy_near_chance"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("inputs", ["triggered", "difference"])
+def test_trigger_samples_are_demanded_only_where_the_recipe_is_guided_by_them(run, tmp_path, inputs):
+    with pytest.raises(InvalidSpecError):
+        run(tmp_path / "out", spec=dataclasses.replace(PRUNE, inputs=inputs))
+    report = run(tmp_path / "out", spec=dataclasses.replace(PRUNE, recipe="clp", inputs=inputs))
+    assert report.attack_success.status == "not_measurable"
+
+
+def test_half_of_the_trigger_samples_guide_and_the_other_half_scores(run, tmp_path):
+    report = run(tmp_path / "out", triggered="triggered", spec=dataclasses.replace(PRUNE, inputs="difference"))
+    assert (report.split.num_triggered_guide, report.split.num_triggered_score) == (40, 40)
+    assert report.attack_success.after.num_images == 30, "those of the target class do not count"
+    assert report.attack_success.num_of_target_class_left_out == 10
