@@ -39,6 +39,11 @@ _KNOWN: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "a single JPEG image"),
     (b"PAR1", "a Parquet file"),
     (b"%PDF", "a PDF document"),
+    # torch's magic number, pickled, as torch.save wrote it first.
+    (
+        b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
+        "a pickle in the legacy format of torch.save, from before torch 1.6, which can run code when it is loaded",
+    ),
     (b"version https://git-lfs", "a Git LFS pointer, not the file it points to; fetch it with git lfs pull"),
 )
 

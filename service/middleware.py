@@ -55,6 +55,8 @@ class RequestContext:
             return
         offered = Headers(scope=scope).get("x-request-id", "")
         request_id = offered if _REQUEST_ID.fullmatch(offered) else secrets.token_hex(16)
+        # A percent-encoded control character would reach the terminal of whoever reads the log.
+        path = scope["path"] if scope["path"].isprintable() else ascii(scope["path"])
         started, status = time.perf_counter(), 0
 
         async def _send(message: Message) -> None:
@@ -69,13 +71,13 @@ class RequestContext:
         try:
             await self.app(scope, receive, _send)
         except Exception:
-            log.exception("request.failed", method=scope["method"], path=scope["path"])
+            log.exception("request.failed", method=scope["method"], path=path)
             if status:
                 raise  # the response has begun: only breaking the connection tells the client
             await problems.internal_error()(scope, receive, _send)
         finally:
             seconds = round(time.perf_counter() - started, 4)
-            log.info("request.finished", method=scope["method"], path=scope["path"], status=status, seconds=seconds)
+            log.info("request.finished", method=scope["method"], path=path, status=status, seconds=seconds)
             structlog.contextvars.clear_contextvars()
 
 

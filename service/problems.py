@@ -23,9 +23,22 @@ MAX_TEXT = 300
 log = structlog.get_logger()
 
 _CODES = {
-    400: ("bad_request", "the request cannot be understood"),
+    # FastAPI's answer to a body on which the JSON parser gives up in another way than by a syntax error.
+    400: (
+        "bad_request",
+        "the body cannot be read as JSON: it is not UTF-8, nests too deeply or holds a number of too many digits",
+    ),
     404: ("not_found", "there is nothing at this path; /docs lists what there is"),
     405: ("method_not_allowed", "this path does not take this method; the Allow header lists those it takes"),
+}
+
+# What pydantic says in Python's terms, said in those of JSON.
+_MESSAGES = {
+    "json_invalid": "the body is not valid JSON (the number is the position of the error)",
+    "extra_forbidden": "there is no such field here; /docs lists those there are",
+    "unexpected_keyword_argument": "there is no such field here; /docs lists those there are",
+    "dataclass_type": "must be a JSON object",
+    "model_attributes_type": "must be a JSON object",
 }
 
 
@@ -108,7 +121,7 @@ def _of_validation_error(request: Request, error: RequestValidationError) -> JSO
         {
             "field": ".".join(str(part) for part in item["loc"])[:MAX_TEXT],
             # pydantic prefixes what a validator said; the input itself is never echoed, it may be huge.
-            "message": str(item["msg"]).removeprefix("Value error, ")[:MAX_TEXT],
+            "message": _MESSAGES.get(item["type"], str(item["msg"]).removeprefix("Value error, "))[:MAX_TEXT],
             "type": str(item["type"]),
         }
         for item in found[:MAX_FIELD_ERRORS]

@@ -37,7 +37,8 @@ def test_the_formats_that_are_taken_are_told_apart(file, safetensors, zipped):
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "pickle"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "before torch 1.6"),
+        (b"\x80\x04\x95", "bare pickle"),
         (b"\x00" * 257 + b"ustar" + b"\x00" * 300, "tar"),
         (b"\n  <!DOCTYPE html><html>", "HTML"),
         (b"\x1f\x8b\x08\x00", "gzip"),

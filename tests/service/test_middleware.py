@@ -24,6 +24,13 @@ def test_each_log_line_of_a_request_has_its_id(api):
     assert (line["request_id"], line["status"], line["path"], line["method"]) == ("abc-2", 404, "/nothing", "GET")
 
 
+def test_a_path_brings_no_control_characters_into_the_log(api):
+    with structlog.testing.capture_logs() as lines:
+        api.http.get("/%1b[31m%00%0aforged")
+    (line,) = [line for line in lines if line["event"] == "request.finished"]
+    assert line["path"] == r"'/\x1b[31m\x00\nforged'"
+
+
 @pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000", "LOCALHOST"])
 def test_our_own_names_are_served(api, host):
     assert api.http.get("/healthz", headers={"Host": host}).status_code == 200

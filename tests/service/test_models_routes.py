@@ -60,6 +60,25 @@ def test_a_body_that_is_no_object_is_refused(any_api, body):
     assert answer.json()["code"] in {"bad_request", "invalid_request"}
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b"{", 422, "not valid JSON"),
+        (b"[" * 100_000, 400, "nests too deeply"),
+        (b"9" * 5000, 400, "too many digits"),
+        (b'{"surprise": 1}', 422, "no such field"),
+        (b'{"architecture": {"layers": 3}}', 422, "no such field"),
+        (b'{"architecture": []}', 422, "must be a JSON object"),
+        (b"[]", 422, "must be a JSON object"),
+    ],
+)
+def test_a_refused_body_is_explained_in_terms_of_json(api, body, status, says):
+    answer = api.http.post("/v1/models", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status
+    messages = [answer.json()["detail"], *(error["message"] for error in answer.json().get("errors", []))]
+    assert any(says in message for message in messages)
+
+
 def test_not_a_finite_number_is_refused_wherever_it_hides(any_api, refused):
     body = (
         b'{"architecture": {"name": "x", "num_classes": 2, "in_channels": 1, "options": {"a": Infinity}},'
