@@ -61,16 +61,10 @@ def run(files, planted):
 
 @pytest.fixture(scope="module")
 def whole(run, tmp_path_factory):
-    """The default job, once, but for the length of the mask search: in 150 steps λ does not settle on this tiny net.
-
-    There the default judges it clean and leaves the backdoor in.
-    """
+    """The default job, once."""
     output = tmp_path_factory.mktemp("whole") / "out"
     progress = []
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("verdict", "recipes.auto"):
-            patch.setattr(sys.modules[f"worker.sanitizer.{module}"], "MASK_STEPS", 300)
-        report = run(output, triggered="triggered", spec=SanitizeSpec(), progress=lambda *step: progress.append(step))
+    report = run(output, triggered="triggered", spec=SanitizeSpec(), progress=lambda *step: progress.append(step))
     return report, output, progress
 
 
@@ -97,7 +91,7 @@ def check_digests(report, before, after):
             assert not bool(after[name][layer.pruned_channels].any())
 
 
-def test_a_search_long_enough_removes_the_planted_backdoor_and_keeps_accuracy(whole):
+def test_the_default_removes_the_planted_backdoor_and_keeps_accuracy(whole):
     report, _, progress = whole
     success = report.attack_success
     assert (success.status, success.target_class, success.target_class_source) == ("measured", 0, "modal_prediction")

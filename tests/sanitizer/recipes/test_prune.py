@@ -1,7 +1,6 @@
 """Pruning by criterion: what is scored, how many go, where, and that nothing else changes."""
 
 import dataclasses
-import sys
 
 import numpy as np
 import pytest
@@ -123,8 +122,7 @@ def test_the_accuracy_budget_keeps_the_strongest_admissible_point(suspect, drop)
     assert [point.num_pruned for point in outcome.curve if point.admissible] == within
 
 
-def test_the_papers_rule_is_fixed_whatever_the_specification_says(suspect, planted, monkeypatch):
-    monkeypatch.setattr(sys.modules["worker.sanitizer.recipes.prune"], "SYNTHESIS_STEPS", 300)  # this net needs them
+def test_the_papers_rule_is_fixed_whatever_the_specification_says(suspect, planted):
     made = suspect(spec=spec(criterion="l1", inputs="clean", scope="all_convs", order="ascending"))
     outcome = paper(made.bench)
     assert set(outcome.mask) == {made.bench.network.last_conv().name}

@@ -88,9 +88,11 @@ def auto(bench: Workbench) -> Outcome:
 
 
 def _suspicion(bench: Workbench, findings: Findings, verdict: Verdict) -> Suspicion:
-    # A class on which both statistics agree needs no company: each further class costs clean accuracy.
-    named = verdict.target_classes if verdict.verdict == "backdoored" else []
-    rows = [findings.classes.index(target) for target in named[:MAX_NAMED]] or findings.candidates()
+    # A class on which both statistics agree needs no company but the leader's: each one costs clean accuracy.
+    rows = findings.candidates()
+    if verdict.verdict == "backdoored":
+        named = [findings.classes.index(target) for target in verdict.target_classes]
+        rows = list(dict.fromkeys([rows[0], *named]))[:MAX_NAMED]
     shares = success(bench.network, findings.triggers.take(rows), bench.select.pixels_NCHW, bench.select.labels)
     triggers = [
         Suspected(triggers=findings.triggers, which=row, success=float(share))

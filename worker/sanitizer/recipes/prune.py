@@ -20,7 +20,7 @@ from worker.sanitizer.spec import NEEDS_TRIGGER_SAMPLES, AccuracyBudget, FixedFr
 from worker.sanitizer.sweep import grid, sweep
 from worker.sanitizer.trigger import success, synthesise
 
-SYNTHESIS_STEPS = 150
+SYNTHESIS_STEPS = 300
 SYNTHESIS_BATCH = 16
 # Classes that are inverted side by side; more would cost memory and save no time.
 CLASSES_AT_ONCE = 20
