@@ -110,17 +110,25 @@ def _repair(
     seen_before = _select_accuracy_of(bench, before)
     seen_pruned = _select_accuracy(bench)
     rounds = 0
-    estimate = _estimate(bench, before, suspicion)
     steps = UNLEARN_STEPS * len(suspicion.classes)
     with bench.phase("repair", MAX_ROUNDS * steps) as advance:
-        while rounds < MAX_ROUNDS and (rounds == 0 or estimate.after > REPAIRED_AT):
+        while True:
             unlearn(
-                network, bench.repair, suspicion.classes,
-                suspicion.max_sizes, radius=None,
-                steps=steps, rate=UNLEARN_RATE, generator=bench.generator, mask=mask, advance=advance,
-            )  # fmt: skip
+                network,
+                bench.repair,
+                suspicion.classes,
+                suspicion.max_sizes,
+                radius=None,
+                steps=steps,
+                rate=UNLEARN_RATE,
+                generator=bench.generator,
+                mask=mask,
+                advance=advance,
+            )
             rounds += 1
             estimate = _estimate(bench, before, suspicion)
+            if estimate.after <= REPAIRED_AT or rounds == MAX_ROUNDS:
+                break
     share = 1.0
     if budget is not None:
         share = _walk_back(bench, before, mask, seen_before - budget)
