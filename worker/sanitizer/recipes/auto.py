@@ -37,8 +37,8 @@ PRUNING_SHARE = 0.5
 # Per suspected class and round.
 UNLEARN_STEPS = 150
 UNLEARN_RATE = 1e-3
-MAX_ROUNDS = 3
-MAX_NAMED = 3
+MAX_ROUNDS = 1
+MAX_NAMED = 2
 # The estimate at which a round counts as done, and the one above which nothing was repaired.
 REPAIRED_AT = 0.15
 NOT_REPAIRED_AT = 0.5
