@@ -156,7 +156,11 @@ class Bundle:
 
 def assert_sanitized(client, job_id, path):
     """The bundled suspect came back without its backdoor."""
-    report = assert_delivered(client, job_id, path)
+    assert_backdoor_gone(assert_delivered(client, job_id, path))
+
+
+def assert_backdoor_gone(report):
+    """What the default recipe owes to the bundled suspect."""
     assert report["attack_success"]["before"]["value"] >= 0.95
     assert report["attack_success"]["after"]["value"] <= 0.10
     assert report["accuracy"]["before"]["value"] - report["accuracy"]["after"]["value"] <= 0.03

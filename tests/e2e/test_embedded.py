@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from service.client.api import ApiError
-from tests.e2e.conftest import JOB_SECONDS, ROOT, Bundle, assert_sanitized, wait_until
+from tests.e2e.conftest import JOB_SECONDS, ROOT, Bundle, assert_backdoor_gone, assert_delivered, wait_until
 
 
 @pytest.fixture
@@ -36,17 +36,18 @@ def test_the_whole_path_on_the_embedded_default(stack, tmp_path):
         client.report(bad["id"])
     assert refusal.value.code == "job_failed"
 
-    first, second = bundle.submit(), bundle.submit()
+    # The default recipe takes longer; the demo below and the production test run it.
+    first, second = bundle.submit(recipe="prune"), bundle.submit(recipe="prune")
     phases = set()
     job = client.wait(first, on_progress=lambda job: phases.add(job["phase"]), timeout_seconds=JOB_SECONDS)
     assert job["state"] == "succeeded", job["error"]
     assert len(phases) >= 3  # progress is live
     assert job["attempt"] == 1
-    assert_sanitized(client, first, tmp_path / "first")
+    assert_delivered(client, first, tmp_path / "first")
 
     # The same inputs, seed and device: the same bytes.
     assert bundle.finish(second)["state"] == "succeeded"
-    assert_sanitized(client, second, tmp_path / "second")
+    assert_delivered(client, second, tmp_path / "second")
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
@@ -85,11 +86,12 @@ def test_nothing_outlives_an_up_that_was_killed(stack):
 
 def test_the_demo_runs_to_its_end(tmp_path):
     command = [sys.executable, "-m", "service.client.main", "demo", "--output-dir", str(tmp_path / "out")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=JOB_SECONDS, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     checkpoint = tmp_path / "out" / "suspect-sanitized.safetensors"
     report = json.loads(Path(f"{checkpoint}.report.json").read_text())
     assert checkpoint.stat().st_size > 0
+    assert_backdoor_gone(report)
     assert "attack success" in result.stdout
     for layer in report["layers"]:
         if layer["num_pruned"]:
