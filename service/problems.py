@@ -117,6 +117,8 @@ def _of_validation_error(request: Request, error: RequestValidationError) -> JSO
             "the body must be JSON: send it with the header 'Content-Type: application/json'", code="json_required"
         )
         return of_service_error(refusal)
+    if found and found[0]["type"] == "missing" and tuple(found[0]["loc"]) == ("body",):
+        found[0]["msg"] = "there is none; send a JSON object, and /docs lists its fields"
     errors = [
         {
             "field": ".".join(str(part) for part in item["loc"])[:MAX_TEXT],

@@ -344,6 +344,13 @@ def test_too_few_names_the_classes():
     assert caught.value.classes == (1,)
 
 
+def test_a_number_of_classes_above_the_labels_is_the_likelier_mistake():
+    with pytest.raises(DatasetRefusedError, match=r"labels 0 to 1.*if it has 2, correct architecture.num_classes"):
+        check(labelled(), **{**EXPECTED, "num_classes": 4})
+    with pytest.raises(DatasetRefusedError, match="class 0 has 0"):
+        check(labelled(labels=LABELS + 1), **{**EXPECTED, "num_classes": 4})
+
+
 @pytest.mark.parametrize("labels", [None, LABELS * 0, LABELS])
 def test_a_triggered_set_needs_neither_labels_nor_every_class(labels):
     check(labelled(labels=labels), **{**EXPECTED, "kind": "triggered", "num_classes": 10})

@@ -11,7 +11,7 @@ def test_a_model_is_declared_uploaded_read_and_deleted(any_api, safetensors, ref
     model = created.json()
     assert (created.status_code, model["state"]) == (201, "awaiting_content")
     assert created.headers["location"] == f"/v1/models/{model['id']}"
-    assert model["architecture"] == {"source": "builtin", "options": {}} | ARCHITECTURE
+    assert model["architecture"] == {"source": "builtin", "options": {}, "class_names": []} | ARCHITECTURE
     assert model["created_at"].endswith("Z")
 
     data = safetensors(b"weights")
@@ -43,6 +43,10 @@ def test_a_model_is_declared_uploaded_read_and_deleted(any_api, safetensors, ref
         ({"input": INPUT | {"std": [0]}}, "body.input"),
         ({"input": INPUT | {"height": 0}}, "body.input"),
         ({"input": INPUT | {"mean": [0.5, 0.5]}}, "body.input"),
+        ({"input": INPUT | {"resize": 8, "crop": "center"}}, "body.input"),
+        ({"input": INPUT | {"interpolation": "guess"}}, "body.input.interpolation"),
+        ({"architecture": ARCHITECTURE | {"class_names": ["cat", "dog"]}}, "body.architecture"),
+        ({"architecture": ARCHITECTURE | {"class_names": ["cat"] * 10}}, "body.architecture"),
         ({"name": "nul\x00"}, "body"),
     ],
 )
@@ -51,6 +55,11 @@ def test_a_bad_declaration_is_refused_by_field(api, refused, changes, field):
     document = refused(api.http.post("/v1/models", json=body), 422, "invalid_request")
     assert document["errors"][0]["field"] == field
     assert api.http.get("/v1/models").json()["items"] == []
+
+
+def test_a_missing_body_is_named(api, refused):
+    answer = api.http.post("/v1/models", headers={"Content-Type": "application/json"})
+    assert "send a JSON object" in refused(answer, 422, "invalid_request")["detail"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b'{"name": "\\ud800"}', b'{"name": NaN}', b"null", b"[]"])

@@ -11,6 +11,7 @@ from worker.sanitizer.errors import InvalidSpecError
 MAX_CLASSES = 100_000
 MAX_CHANNELS = 64
 MAX_SIDE = 4096
+MAX_NAME = 200
 
 ArchitectureSource = Literal["builtin", "torchvision", "timm"]
 Recipe = Literal[
@@ -22,6 +23,8 @@ Inputs = Literal["clean", "triggered", "difference", "synthetic", "synthetic_dif
 Order = Literal["descending", "ascending"]
 Device = Literal["auto", "cpu", "cuda"]
 Scope = Literal["last_conv", "all_convs"]
+Crop = Literal["center"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 NEEDS_TRIGGER_SAMPLES = ("triggered", "difference")
 # The recipes that look at `inputs`; the others ignore it.
@@ -53,17 +56,40 @@ class ArchitectureSpec:
     num_classes: int
     in_channels: int = 3
     options: dict[str, bool | int | float | str] = field(default_factory=dict)
+    # The model's classes in its own order; data sets whose classes have names are then matched by name.
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(0 < len(self.name) <= 200, "architecture.name must have 1 to 200 characters")
         _require(2 <= self.num_classes <= MAX_CLASSES, f"architecture.num_classes must be 2 to {MAX_CLASSES}")
         _require(1 <= self.in_channels <= MAX_CHANNELS, f"architecture.in_channels must be 1 to {MAX_CHANNELS}")
         _require(len(self.options) <= 32, "architecture.options may have at most 32 entries")
+        _require(
+            len(self.class_names) in (0, self.num_classes),
+            f"architecture.class_names must have architecture.num_classes ({self.num_classes}) entries, or none",
+        )
+        _require(
+            all(0 < len(name) <= MAX_NAME for name in self.class_names)
+            and len(set(self.class_names)) == len(self.class_names),
+            f"architecture.class_names must be distinct, with 1 to {MAX_NAME} characters each",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
-    """Size in pixels, and the per-channel mean and std that normalise pixels in [0, 1]."""
+    """What the network takes, and how images of another kind become that.
+
+    Attributes:
+        height: Of the network's input, in pixels.
+        width: Of the network's input, in pixels.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel, of pixels in [0, 1].
+        resize: Scale each image so that its shorter side has this many pixels (`stretch`: to height and width
+            whatever its proportions). None: images are taken at the size they have.
+        crop: `center` cuts height x width out of the middle, after `resize`.
+        interpolation: Of `resize`; with antialiasing, as Pillow and torchvision do it.
+        grayscale: Whether colour images may be turned into one channel (ITU-R 601 luma, as Pillow's mode L).
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -71,6 +97,10 @@ class InputSpec:
     width: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: int | Literal["stretch"] | None = None
+    crop: Crop | None = None
+    interpolation: Interpolation = "bilinear"
+    grayscale: bool = False
 
     def __post_init__(self) -> None:
         _require(1 <= self.height <= MAX_SIDE, f"input.height must be 1 to {MAX_SIDE}")
@@ -81,6 +111,23 @@ class InputSpec:
         _require(
             all(math.isfinite(value) and value > 0 for value in self.std), "input.std must be finite and above zero"
         )
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        # Checked here too, because the command line makes these from JSON without a validation library.
+        _require(
+            self.resize is None or self.resize == "stretch" or type(self.resize) is int,
+            "input.resize must be a number of pixels, `stretch` or null",
+        )
+        _require(self.crop in (None, *get_args(Crop)), "input.crop must be `center` or null")
+        _require(self.interpolation in get_args(Interpolation), "input.interpolation must be `bilinear` or `bicubic`")
+        _require(isinstance(self.grayscale, bool), "input.grayscale must be true or false")
+        if isinstance(self.resize, int):
+            smallest = max(self.height, self.width) if self.crop else 1
+            _require(
+                smallest <= self.resize <= MAX_SIDE,
+                f"input.resize must be {smallest} to {MAX_SIDE}: the shorter side that the crop is cut from",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

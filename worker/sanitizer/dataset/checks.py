@@ -108,6 +108,15 @@ def _check_counts(labels_N: Tensor, num_classes: int, names: tuple[str, ...] | N
     if int((counts_C > 0).sum()) == 1:
         raise SingleClassError("all images of the clean set have one label; upload images of every class")
     few = [label for label, count in enumerate(counts_C.tolist()) if count < MIN_PER_CLASS]
+    used = int(labels_N.max()) + 1
+    if few and few[0] >= used:
+        # Every label that occurs has its images: the likelier mistake is the declaration.
+        raise TooFewPerClassError(
+            f"the clean set has the labels 0 to {used - 1}, and the model is declared with {num_classes} classes: if "
+            f"it has {used}, correct architecture.num_classes; else add at least {MIN_PER_CLASS} images of each of the "
+            f"classes {used} to {num_classes - 1}",
+            classes=tuple(few),
+        )
     if few:
         described = ", ".join(
             (f"{label} ({names[label][:40]})" if names and label < len(names) else str(label))

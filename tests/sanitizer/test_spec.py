@@ -1,0 +1,46 @@
+import pytest
+
+from worker.sanitizer.errors import InvalidSpecError
+from worker.sanitizer.spec import ArchitectureSpec, InputSpec
+
+INPUT = {"height": 224, "width": 192, "mean": (0.5,), "std": (0.5,)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resize": 256, "crop": "center"},
+        {"resize": 224, "crop": "center"},
+        {"resize": 100},
+        {"resize": "stretch", "interpolation": "bicubic"},
+        {"crop": "center", "grayscale": True},
+    ],
+)
+def test_every_way_to_fit_images_can_be_declared(changes):
+    assert InputSpec(**INPUT, **changes).height == 224
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resize": 223, "crop": "center"},
+        {"resize": 0},
+        {"resize": 5000},
+        {"resize": 2.5},
+        {"resize": True},
+        {"resize": "squash"},
+        {"crop": "random"},
+        {"interpolation": "nearest"},
+        {"grayscale": 1},
+    ],
+)
+def test_a_fit_that_cannot_be_done_is_refused(changes):
+    with pytest.raises(InvalidSpecError):
+        InputSpec(**INPUT, **changes)
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b", "a"), ("a", "b", ""), ("a", "b", "x" * 201)])
+def test_class_names_are_one_for_each_class_and_distinct(names):
+    assert ArchitectureSpec(name="small_vgg", num_classes=3, class_names=("a", "b", "c"))
+    with pytest.raises(InvalidSpecError):
+        ArchitectureSpec(name="small_vgg", num_classes=3, class_names=names)
