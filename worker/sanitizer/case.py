@@ -15,7 +15,8 @@ from worker.sanitizer.architectures import build
 from worker.sanitizer.checkpoint import Checkpoint
 from worker.sanitizer.errors import InvalidSpecError, SanitizerError
 from worker.sanitizer.evaluate import accuracy
-from worker.sanitizer.network import Network, from_module
+from worker.sanitizer.network import Network, from_graph, from_module
+from worker.sanitizer.refusals import ArchitectureNotFromFileError, NoProgramInFileError
 from worker.sanitizer.spec import ArchitectureSpec, InputSpec
 
 # Profile, select, hold out; the report's accuracy comes from the last part alone.
@@ -98,6 +99,19 @@ def load_network(
     if len(input_spec.mean) != architecture.in_channels:
         raise InvalidSpecError("input.mean and input.std must have one entry for each of architecture.in_channels.")
     checkpoint = checkpoints.read(path)
+    program = checkpoint.program
+    if program is not None:
+        if architecture.source != "file":
+            raise ArchitectureNotFromFileError(
+                f"the file is a program ({checkpoint.format}) that carries its own architecture; set "
+                'architecture.source to "file" and leave the name out, or upload the weights alone'
+            )
+        return checkpoint, from_graph(program.graph.to(target), input_spec, program.batch_size)
+    if architecture.source == "file":
+        raise NoProgramInFileError(
+            f'the file holds tensors alone ({checkpoint.format}), so that architecture.source cannot be "file"; name '
+            "the architecture, or upload an exported program (.pt2 or ONNX)"
+        )
     module = build(architecture)
     module.load_state_dict(checkpoints.match(checkpoint, module.state_dict()))
     return checkpoint, from_module(module.float().to(target), input_spec)

@@ -5,7 +5,7 @@ Shapes: N images, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from worker.sanitizer import batching
 from worker.sanitizer.errors import SanitizerError
 from worker.sanitizer.spec import InputSpec
 
@@ -36,7 +37,7 @@ HEAD_TAIL = frozenset(
     }
 )
 
-Observer = Callable[[Tensor], Tensor | None]
+Observer = batching.Observer
 
 
 class NetworkRefusedError(SanitizerError):
@@ -75,10 +76,14 @@ class Site:
 
 
 class Network:
-    """A classifier on pixels in [0, 1]: normalisation, then the graph. Always in inference mode of its norms."""
+    """A classifier on pixels in [0, 1]: normalisation, then the graph. Always in inference mode of its norms.
 
-    def __init__(self, graph: fx.GraphModule, input_spec: InputSpec) -> None:
+    A graph made for `batch_size` images alone runs in padded chunks; callers never see the padding.
+    """
+
+    def __init__(self, graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | None = None) -> None:
         self.graph = graph
+        self.batch_size = batch_size
         self.sites, self.skipped = _find_sites(graph)
         self._depths = _conv_depths(graph)
         self.tensors: dict[str, Tensor] = {
@@ -101,9 +106,16 @@ class Network:
     def __call__(self, pixels_NCHW: Tensor, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits (N, K) of pixels in [0, 1]; `tensors` stand in for those of the same name (for soft masks)."""
         inputs_NCHW = (pixels_NCHW - self._mean_1C11) / self._std_1C11
-        if tensors is None:
-            return _logits(self.graph(inputs_NCHW))
-        return _logits(torch.func.functional_call(self.graph, dict(tensors), (inputs_NCHW,), strict=False))
+
+        def forward(chunk_NCHW: Tensor) -> Tensor:
+            if tensors is None:
+                return _logits(self.graph(chunk_NCHW))
+            return _logits(torch.func.functional_call(self.graph, dict(tensors), (chunk_NCHW,), strict=False))
+
+        if self.batch_size is None:
+            return forward(inputs_NCHW)
+        chunks = batching.padded(inputs_NCHW, self.batch_size)
+        return torch.cat([forward(chunk) for chunk in chunks])[: len(inputs_NCHW)]
 
     def observe(self, pixels_NCHW: Tensor, observers: Mapping[str, Observer]) -> Tensor:
         """Logits (N, K), showing each named node's value to its observer as it is computed.
@@ -111,7 +123,10 @@ class Network:
         An observer that returns a tensor replaces the value, e.g. with a masked or capped one.
         """
         inputs_NCHW = (pixels_NCHW - self._mean_1C11) / self._std_1C11
-        return _logits(_Observing(self.graph, observers).run(inputs_NCHW))
+        if self.batch_size is None:
+            return _logits(_Observing(self.graph, observers).run(inputs_NCHW))
+        outputs = batching.run_together(self.graph, inputs_NCHW, self.batch_size, observers)
+        return torch.cat([_logits(output) for output in outputs])[: len(inputs_NCHW)]
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy these values, in whatever dtype, into the tensors of the same name."""
@@ -169,7 +184,36 @@ def from_module(module: nn.Module, input_spec: InputSpec) -> Network:
         if node.op == "call_module" and not node.users:  # The guard call repeats a shape check on every forward.
             graph.graph.erase_node(node)
     graph.recompile()
-    network = Network(graph, input_spec)
+    return _with_sites(Network(graph, input_spec))
+
+
+def from_graph(graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | None = None) -> Network:
+    """The internal view of a graph that a file carried, sharing its tensors.
+
+    Args:
+        graph: As `programs.Program` describes it.
+        input_spec: Size and normalisation.
+        batch_size: Of the graph, None where it is free. A graph that turns out to be right for others is freed.
+
+    Raises:
+        NetworkRefusedError: It does not run on images of the declared size, or has nothing to prune.
+    """
+    graph.requires_grad_(True)
+    channels, device = len(input_spec.mean), next(iter(graph.parameters()), torch.empty(0)).device
+    example_NCHW = torch.zeros(batch_size or 2, channels, input_spec.height, input_spec.width, device=device)
+    try:
+        batching.propagate(graph, example_NCHW)
+        is_free = batch_size is None or batching.is_free(graph, example_NCHW)
+    except batching.RUN_ERRORS as error:
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise NetworkRefusedError(
+            f"The program does not run on {channels} channels of {input_spec.height} by {input_spec.width} pixels: "
+            f"{reason}. Check input.height, input.width and architecture.in_channels."
+        ) from error
+    return _with_sites(Network(graph, input_spec, None if is_free else batch_size))
+
+
+def _with_sites(network: Network) -> Network:
     if not network.sites:
         raise NetworkRefusedError(
             "No convolution or batch norm with channels of its own was found, so there is nothing that pruning "

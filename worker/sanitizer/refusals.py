@@ -237,6 +237,27 @@ class TiedTensorsDisagreeError(CheckpointRefusedError):
     code = "tied_tensors_disagree"
 
 
+# Exported programs ----------------------------------------------------------------------------------------------------
+
+
+class ProgramTensorNameError(CheckpointRefusedError):
+    """A tensor of a program has a name that no module's tensor can have."""
+
+    code = "program_tensor_name"
+
+
+class ArchitectureNotFromFileError(CheckpointRefusedError):
+    """The file carries its own graph, and an architecture was named beside it."""
+
+    code = "architecture_not_from_file"
+
+
+class NoProgramInFileError(CheckpointRefusedError):
+    """The architecture is said to be in the file, and the file holds tensors alone."""
+
+    code = "no_program_in_file"
+
+
 # Datasets -------------------------------------------------------------------------------------------------------------
 
 

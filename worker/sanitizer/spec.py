@@ -13,7 +13,7 @@ MAX_CHANNELS = 64
 MAX_SIDE = 4096
 MAX_NAME = 200
 
-ArchitectureSource = Literal["builtin", "torchvision", "timm"]
+ArchitectureSource = Literal["builtin", "torchvision", "timm", "file"]
 Recipe = Literal[
     "auto", "prune", "paper", "fine_pruning", "clp", "bnp", "anp", "rnp", "awm", "ft", "ft_sam", "nc_unlearn", "i_bau"
 ]
@@ -47,12 +47,15 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchitectureSpec:
-    """Which network the checkpoint's tensors belong to. `options` are typed keyword arguments of the registry."""
+    """Which network the checkpoint's tensors belong to. `options` are typed keyword arguments of the registry.
+
+    A `source` of "file" says that the uploaded program (.pt2, ONNX) carries its graph; it has no name and no options.
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     source: ArchitectureSource = "builtin"
-    name: str
+    name: str = ""
     num_classes: int
     in_channels: int = 3
     options: dict[str, bool | int | float | str] = field(default_factory=dict)
@@ -60,7 +63,10 @@ class ArchitectureSpec:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(0 < len(self.name) <= 200, "architecture.name must have 1 to 200 characters")
+        if self.source == "file":
+            _require(not self.name and not self.options, 'architecture.source "file" takes neither name nor options')
+        else:
+            _require(0 < len(self.name) <= 200, "architecture.name must have 1 to 200 characters")
         _require(2 <= self.num_classes <= MAX_CLASSES, f"architecture.num_classes must be 2 to {MAX_CLASSES}")
         _require(1 <= self.in_channels <= MAX_CHANNELS, f"architecture.in_channels must be 1 to {MAX_CHANNELS}")
         _require(len(self.options) <= 32, "architecture.options may have at most 32 entries")

@@ -13,6 +13,7 @@ from torch import Tensor
 from worker.sanitizer import archives, safetensors_file
 from worker.sanitizer.checkpoint import torch_zip
 from worker.sanitizer.checkpoint.torch_zip import TorchZip
+from worker.sanitizer.programs import Program
 from worker.sanitizer.refusals import (
     BarePickleError,
     CheckpointRefusedError,
@@ -26,6 +27,8 @@ from worker.sanitizer.refusals import (
 )
 from worker.sanitizer.safetensors_file import SafetensorsFile
 
+CheckpointFormat = Literal["safetensors", "torch_zip", "pt2", "onnx"]
+
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 PREFIXES = ("module.", "_orig_mod.")
 
@@ -37,13 +40,17 @@ _FINITE_CHUNK = 2**24
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint that was read. `tensors` maps the bare keys, in the file's order; treat them as read-only."""
+    """A checkpoint that was read. `tensors` maps the bare keys, in the file's order; treat them as read-only.
 
-    format: Literal["safetensors", "torch_zip"]
+    `program` is the network itself where the file carries one, None for a state dict.
+    """
+
+    format: CheckpointFormat
     tensors: dict[str, Tensor]
     wrapper: str | None
     prefix: str
     source: SafetensorsFile | TorchZip
+    program: Program | None = None
 
     def write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write the checkpoint with these tensors replaced; those not given keep their bytes.
