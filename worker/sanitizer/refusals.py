@@ -258,6 +258,81 @@ class NoProgramInFileError(CheckpointRefusedError):
     code = "no_program_in_file"
 
 
+# ONNX -----------------------------------------------------------------------------------------------------------------
+
+
+class CorruptOnnxError(CheckpointRefusedError):
+    """The bytes are no whole ONNX model, or its parts do not agree."""
+
+    code = "corrupt_onnx"
+
+
+class OnnxTooComplexError(CheckpointRefusedError):
+    """More fields, nodes, tensors or values than a limit allows."""
+
+    code = "onnx_too_complex"
+
+
+class OnnxExternalDataError(CheckpointRefusedError):
+    """Weights are kept in other files."""
+
+    code = "onnx_external_data"
+
+
+class OnnxFunctionError(CheckpointRefusedError):
+    """The model defines functions of its own."""
+
+    code = "onnx_function"
+
+
+class OnnxSubgraphError(CheckpointRefusedError):
+    """If, Loop, Scan or another operator that holds a graph."""
+
+    code = "onnx_subgraph"
+
+
+class OnnxSparseTensorError(CheckpointRefusedError):
+    """A sparse initialiser or constant."""
+
+    code = "onnx_sparse_tensor"
+
+
+class OnnxTrainingError(CheckpointRefusedError):
+    """Training information, or an operator in training mode."""
+
+    code = "onnx_training_graph"
+
+
+class OnnxDomainError(CheckpointRefusedError):
+    """An operator of another domain than ONNX's own."""
+
+    code = "onnx_custom_domain"
+
+
+class OnnxOpsetError(CheckpointRefusedError):
+    """No opset, several, or one that is not supported."""
+
+    code = "onnx_opset"
+
+
+class OnnxInterfaceError(CheckpointRefusedError):
+    """Not one batch of images in and one batch of logits out."""
+
+    code = "onnx_inputs_outputs"
+
+
+class OnnxDuplicateNameError(CheckpointRefusedError):
+    """One name for two values."""
+
+    code = "onnx_duplicate_name"
+
+
+class OnnxOperatorError(CheckpointRefusedError):
+    """An operator, or a use of it, that is not supported."""
+
+    code = "onnx_operator"
+
+
 # Datasets -------------------------------------------------------------------------------------------------------------
 
 
