@@ -8,7 +8,7 @@ from typing import Literal
 from service.errors import UnprocessableError
 
 ModelFormat = Literal["safetensors", "torch_zip"]
-DatasetFormat = Literal["npz", "safetensors", "image_zip"]
+DatasetFormat = Literal["npz", "safetensors", "image_zip", "parquet"]
 
 MAX_SAFETENSORS_HEADER_BYTES = 4 * 1024 * 1024
 # A zip ends with its directory's end record: 22 bytes and a comment of at most 64 KiB.
@@ -21,7 +21,8 @@ _SAVE_MODEL = (
 )
 _SAVE_DATASET = (
     "Save it with numpy.savez(path, images=images, labels=labels), images of shape (N, C, H, W), as safetensors with "
-    "the same two tensors, or as a zip of one folder of PNG or JPEG files per class, and upload that file."
+    "the same two tensors, as a zip of one folder of PNG or JPEG files per class, or as Parquet in the layout of Hugging "
+    "Face datasets, and upload that file."
 )
 
 # First bytes that name what was sent instead. A refusal that knows what it sees is worth more than 'unknown format'.
@@ -85,6 +86,9 @@ def of_dataset(path: Path) -> DatasetFormat:
             raise _refuse(code, "a file of torch.save, not a set of images", _SAVE_DATASET)
         _check_zip_end(path)
         return "npz" if name.endswith(".npy") else "image_zip"
+    if head.startswith(b"PAR1"):
+        _check_parquet_end(path)
+        return "parquet"
     raise _refuse(code, _describe(head), _SAVE_DATASET)
 
 
@@ -112,6 +116,13 @@ def _check_zip_end(path: Path) -> None:
         file.seek(max(0, path.stat().st_size - _ZIP_TAIL_BYTES))
         if b"PK\x05\x06" not in file.read():
             raise _truncated("a zip archive without its end")
+
+
+def _check_parquet_end(path: Path) -> None:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4))
+        if file.read() != b"PAR1" or path.stat().st_size < 12:
+            raise _truncated("a Parquet file without its footer")
 
 
 def _first_member(head: bytes) -> str:

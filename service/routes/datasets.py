@@ -43,7 +43,9 @@ def read(dataset_id: str, held: Held, tenant: Tenant) -> DatasetView:
 async def upload(dataset_id: str, request: Request, held: Held, tenant: Tenant) -> DatasetView:
     """The raw file as the body (`curl -T FILE`).
 
-    npz or safetensors with `images` (N, C, H, W) and `labels` (N), or a zip of class folders of PNG or JPEG files.
+    npz or safetensors with `images` (N, C, H, W) and `labels` (N); a zip of class folders of PNG or JPEG files, with or
+    without the outer folder of one split; or Parquet (one file, or a zip of the shards of one split) with an image and
+    an integer label a row, as Hugging Face's `datasets` writes it.
     """
     dataset = await uploads.receive(
         held.sessions,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save as safetensors_bytes
 
-from worker.sanitizer.dataset import LabelledImages, arrays, check, folders, pixels, read, reading
+from worker.sanitizer.dataset import LabelledImages, arrays, check, pixels, read, reading, stacking
 from worker.sanitizer.refusals import DatasetRefusedError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 3, 8, 6), dtype=np.uint8)
@@ -281,7 +281,8 @@ def huge_png() -> bytes:
         (zipped({"a/": b"", "__MACOSX/x": b""}), "empty_dataset"),
         (zipped({"a/1.png": image(), "a/2.png": image(size=(8, 6))}), "image_sizes_differ"),
         (zipped({"a/1.png": huge_png()}), "image_too_large"),
-        (zipped({"a/1.png": image("I;16")}), "wrong_image_dtype"),
+        (zipped({"a/train/x/1.png": image(), "a/test/y/1.png": image()}), "several_splits"),
+        (zipped({"train/1.png": image(), "test/2.png": image()}), "several_splits"),
         (zipped({"a/1.png": image(kind="GIF")}), "corrupt_dataset"),
         (zipped({"a/1.png": image(kind="BMP")}), "corrupt_dataset"),
         (zipped({"a/1.png": b""}), "corrupt_dataset"),
@@ -294,7 +295,7 @@ def test_odd_image_archives_are_refused(tmp_path, data, code):
 
 
 def test_too_many_pixels_in_all_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(folders, "MAX_TOTAL_BYTES", 1000)
+    monkeypatch.setattr(stacking, "MAX_TOTAL_BYTES", 1000)
     assert refusal(tmp_path, class_zip()) == "dataset_too_large"
 
 

@@ -32,6 +32,15 @@ def test_the_formats_that_are_taken_are_told_apart(file, safetensors, zipped):
     assert formats.of_dataset(file(saved(np.savez_compressed, images=np.zeros(3)))) == "npz"
     assert formats.of_dataset(file(zipped("0/a.png", "1/b.png"))) == "image_zip"
     assert formats.of_dataset(file(zipped("0/", "0/a.jpg"))) == "image_zip"
+    assert formats.of_dataset(file(b"PAR1" + b"x" * 40 + b"PAR1")) == "parquet"
+
+
+def test_a_parquet_file_that_was_cut_off_is_refused(file):
+    with pytest.raises(UnprocessableError) as refused:
+        formats.of_dataset(file(b"PAR1" + b"x" * 40))
+    assert refused.value.code == "truncated_content"
+    with pytest.raises(UnprocessableError, match="a Parquet file"):
+        formats.of_model(file(b"PAR1" + b"x" * 40 + b"PAR1"))
 
 
 @pytest.mark.parametrize(

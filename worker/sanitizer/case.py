@@ -158,7 +158,9 @@ def load(
 def _images(
     path: Path, architecture: ArchitectureSpec, input_spec: InputSpec, kind: Literal["clean", "triggered"]
 ) -> tuple[Images, str]:
-    read = dataset.read(path, in_channels=architecture.in_channels)
+    read = dataset.read(
+        path, in_channels=architecture.in_channels, rule=input_spec, class_names=tuple(architecture.class_names)
+    )
     dataset.check(
         read,
         num_classes=architecture.num_classes,

@@ -240,6 +240,112 @@ class TiedTensorsDisagreeError(CheckpointRefusedError):
 # Exported programs ----------------------------------------------------------------------------------------------------
 
 
+class CorruptProgramError(CheckpointRefusedError):
+    """A `.pt2` archive whose parts are missing, malformed or do not agree."""
+
+    code = "corrupt_program"
+
+
+class OldExportLayoutError(CheckpointRefusedError):
+    """The layout of `.pt2` in which torch before 2.10 kept the weights as pickles."""
+
+    code = "old_export_layout"
+
+
+class SeveralProgramsError(CheckpointRefusedError):
+    """More than one program in the archive; we do not guess."""
+
+    code = "several_programs"
+
+
+class CompiledPackageError(CheckpointRefusedError):
+    """The archive holds compiled libraries (AOTInductor, ExecuTorch)."""
+
+    code = "compiled_package"
+
+
+class ProgramTooLargeError(CheckpointRefusedError):
+    """More JSON, nodes or tensors than a limit allows."""
+
+    code = "program_too_large"
+
+
+class NewerExportError(CheckpointRefusedError):
+    """Another version of the schema, or fields that we do not know."""
+
+    code = "unknown_program_schema"
+
+
+class GuardCodeError(CheckpointRefusedError):
+    """Python code that torch's loader would run."""
+
+    code = "program_guard_code"
+
+
+class CustomObjectError(CheckpointRefusedError):
+    """Custom or opaque objects, which are pickles."""
+
+    code = "program_custom_object"
+
+
+class PickledWeightsError(CheckpointRefusedError):
+    """A weight or constant that is kept as a pickle."""
+
+    code = "program_pickled_tensor"
+
+
+class SymbolicExpressionError(CheckpointRefusedError):
+    """A symbolic size beyond a narrow grammar; torch's loader would evaluate it as Python."""
+
+    code = "program_symbolic_expression"
+
+
+class TreeSpecError(CheckpointRefusedError):
+    """Inputs or outputs in containers of other types than tuples, lists and dictionaries."""
+
+    code = "program_tree_specification"
+
+
+class ProgramOperatorError(CheckpointRefusedError):
+    """An operator that is not on the allow-list. `operator` is its name."""
+
+    code = "program_operator"
+
+    def __init__(self, message: str, *, operator: str) -> None:
+        super().__init__(message)
+        self.operator = operator
+
+
+class SubgraphError(CheckpointRefusedError):
+    """Control flow, or another operator that holds a graph."""
+
+    code = "program_subgraph"
+
+
+class ProgramArgumentError(CheckpointRefusedError):
+    """An argument that does not fit its operator."""
+
+    code = "program_argument"
+
+
+class InPlaceOnWeightError(CheckpointRefusedError):
+    """An operator writes into a weight or into the input."""
+
+    code = "program_writes_weight"
+
+
+class TrainingModeError(CheckpointRefusedError):
+    """The program was exported in training mode."""
+
+    code = "program_training_mode"
+
+
+class ProgramSignatureError(CheckpointRefusedError):
+    """Not one batch of images in and one batch of logits out."""
+
+    code = "program_inputs_outputs"
+
+
 class ProgramTensorNameError(CheckpointRefusedError):
     """A tensor of a program has a name that no module's tensor can have."""
 
@@ -337,7 +443,7 @@ class OnnxOperatorError(CheckpointRefusedError):
 
 
 class UnknownDatasetFormatError(DatasetRefusedError):
-    """Neither npz, safetensors nor a zip of class folders."""
+    """Neither npz, safetensors, parquet nor a zip of class folders."""
 
     code = "unknown_dataset_format"
 
@@ -394,6 +500,36 @@ class FolderLayoutError(DatasetRefusedError):
     """The zip is not a folder of images per class."""
 
     code = "wrong_folder_layout"
+
+
+class SeveralSplitsError(DatasetRefusedError):
+    """More than one split (train, test ...) in one upload; which of them is clean and unseen is not ours to guess."""
+
+    code = "several_splits"
+
+
+class UnknownClassNamesError(DatasetRefusedError):
+    """Class names that the model was not declared with."""
+
+    code = "unknown_class_names"
+
+
+class ColourImagesError(DatasetRefusedError):
+    """Colour images for a model of one channel, and no word on how they become gray."""
+
+    code = "colour_images"
+
+
+class ParquetLayoutError(DatasetRefusedError):
+    """Columns that are not those of a Hugging Face image set."""
+
+    code = "wrong_parquet_layout"
+
+
+class ParquetNotInstalledError(DatasetRefusedError):
+    """This worker has no pyarrow."""
+
+    code = "parquet_not_installed"
 
 
 class NestedArchiveError(DatasetRefusedError):

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from worker.sanitizer.dataset.naming import are_numbers
 from worker.sanitizer.dataset.reading import LabelledImages
 from worker.sanitizer.refusals import (
     LabelsMissingError,
@@ -69,7 +70,8 @@ def _check_shape(images_NCHW: Tensor, expected: tuple[int, int, int]) -> None:
             f"images have {found[0]} channels, the model takes {channels}{hint or '; convert the images'}"
         )
     raise WrongSizeError(
-        f"images are {found[1]}x{found[2]} (height x width), the model takes {height}x{width}{hint or '; resize them'}"
+        f"images are {found[1]}x{found[2]} (height x width), the model takes {height}x{width}"
+        f"{hint or '; declare input.resize and input.crop, or resize the images'}"
     )
 
 
@@ -95,11 +97,10 @@ def _check_labels(data: LabelledImages, labels_N: Tensor, num_classes: int) -> N
             "correct the labels or the model's num_classes"
         )
     names = data.class_names
-    by_number = names == tuple(str(label) for label in range(len(names or ())))
-    if names is not None and not by_number and len(names) != num_classes:
+    if names is not None and not are_numbers(names) and len(names) != num_classes:
         raise WrongClassCountError(
-            f"the zip has {len(names)} class folders, the model has {num_classes} classes; "
-            "add the missing folders (an empty one keeps its place), or name the folders 0 to C-1"
+            f"the data set names {len(names)} classes, the model has {num_classes}; add the missing folders (an empty "
+            "one keeps its place), name the folders 0 to C-1, or declare architecture.class_names"
         )
 
 

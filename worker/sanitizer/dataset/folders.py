@@ -1,182 +1,194 @@
-"""A zip with one folder of PNG or JPEG files per class: names first, then one image after the other."""
+"""A zip of images with one folder per class, made by hand or for Hugging Face: first the names, then the images."""
 
 from __future__ import annotations
 
-import io
-import struct
-import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from worker.sanitizer.archives import Member
+from worker.sanitizer.dataset import metadata, pictures
+from worker.sanitizer.dataset.stacking import Stack
 from worker.sanitizer.refusals import (
     CorruptDatasetError,
-    DatasetTooLargeError,
     FolderLayoutError,
-    ImageDtypeError,
-    ImageSizesDifferError,
     ImageTooLargeError,
     NestedArchiveError,
     NoImagesError,
+    SeveralSplitsError,
 )
-from worker.sanitizer.spec import MAX_CLASSES, MAX_SIDE
+from worker.sanitizer.spec import MAX_CLASSES
 
-MAX_IMAGE_FILE_BYTES = 32 * 2**20
-MAX_PIXELS = 4 * 2**20
-MAX_TOTAL_BYTES = 2 * 2**30
+SPLITS = frozenset({"train", "training", "test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev"})
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
-_SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
+# What systems and hubs add, and what no class could be called.
+_EXTRA_FILES = frozenset({
+    ".DS_Store", "Thumbs.db", "desktop.ini", ".gitattributes", ".gitignore", "README.md", "LICENSE", "LICENSE.txt",
+    "dataset_info.json", "dataset_infos.json",
+})  # fmt: skip
 _SYSTEM_FOLDER = "__MACOSX"
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_GRAY_MODES = ("1", "L", "LA")
-_COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-# All that Pillow's two readers, zipfile and zlib raise on damaged bytes.
-_READER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    EOFError,
-    RuntimeError,
-    NotImplementedError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-)
-_BOMB_ERRORS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_COPY_BYTES = 2**20
+# All that zipfile and zlib raise on damaged bytes.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, NotImplementedError, RuntimeError, OSError,
+)  # fmt: skip
+
+Placed = tuple[Member, list[str]]
 
 
-def read(path: Path, members: list[Member], in_channels: int | None) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Return uint8 images NCHW, labels N and the class names in label order.
+def read(path: Path, members: list[Member], stack: Stack, *, alpha: bool) -> tuple[Tensor, tuple[str, ...]]:
+    """Put the images into the stack; return one label for each, and the class names in label order.
 
     Folders that are all numbers are labels themselves; else labels count the folders in sorted order, empty ones too.
+    A `metadata.csv` or `.jsonl` with a column `label` decides instead of the folders.
 
     Raises:
-        DatasetRefusedError: wrong_folder_layout, nested_archive, image_too_large, image_sizes_differ,
-            wrong_image_dtype, empty_dataset, dataset_too_large, corrupt_dataset.
+        DatasetRefusedError: wrong_folder_layout, several_splits, nested_archive, empty_dataset, corrupt_dataset, and
+            what decoding and stacking refuse.
     """
-    files, labels, names = _arrange(members)
-    images = _decode_all(path, files, in_channels)
-    # Gray files among colour files become three equal channels.
-    channels = max(image.shape[2] for image in images)
-    height, width = images[0].shape[:2]
-    images_NCHW = np.empty((len(images), channels, height, width), dtype=np.uint8)
-    for index, image in enumerate(images):
-        images_NCHW[index] = image.transpose(2, 0, 1)
-    return torch.from_numpy(images_NCHW), torch.tensor(labels, dtype=torch.int64), names
+    with open_zip(path) as archive:
+        files, classes, names = _arrange(archive, members)
+        label_of, all_names = _number(names)
+        for member in files:
+            stack.add(pictures.decode(_whole(archive, member), member.name, alpha=alpha), member.name)
+    return torch.tensor([label_of[name] for name in classes], dtype=torch.int64), all_names
 
 
-def _arrange(members: list[Member]) -> tuple[list[Member], list[int], tuple[str, ...]]:
-    """Find the class of every image file from the names alone."""
-    kept = [(member, member.name.rstrip("/").split("/")) for member in members]
-    kept = [(member, parts) for member, parts in kept if not _is_system(parts)]
-    if not any(not member.is_directory for member, _ in kept):
-        raise NoImagesError("the zip holds no image; put one folder of PNG or JPEG files per class into it")
-    tops = {parts[0] for _, parts in kept}
-    # `zip -r set.zip set/` puts everything below one folder; it is one only if it has no images of its own.
-    if len(tops) == 1 and all(len(parts) > 2 for member, parts in kept if not member.is_directory):
-        kept = [(member, parts[1:]) for member, parts in kept if len(parts) > 1]
-    for member, parts in kept:
-        _refuse_misplaced(member, parts)
-    folders = sorted({parts[0] for _, parts in kept})
-    label_of, names = _number(folders)
-    files = sorted(((m, parts) for m, parts in kept if not m.is_directory), key=lambda item: item[1])
-    return [member for member, _ in files], [label_of[parts[0]] for _, parts in files], names
+def is_extra(parts: list[str]) -> bool:
+    """Whether a member is there for a system or a hub, and not for us."""
+    return _SYSTEM_FOLDER in parts or parts[-1] in _EXTRA_FILES or parts[-1].startswith("._")
 
 
-def _is_system(parts: list[str]) -> bool:
-    return _SYSTEM_FOLDER in parts or parts[-1] in _SYSTEM_FILES or parts[-1].startswith("._")
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open an archive whose directory was checked.
 
-
-def _refuse_misplaced(member: Member, parts: list[str]) -> None:
-    depth = 1 if member.is_directory else 2
-    if not member.is_directory and parts[-1].lower().endswith(_ARCHIVE_SUFFIXES):
-        raise NestedArchiveError(f"{member.name!r} is an archive inside the archive; unpack it into class folders")
-    if len(parts) != depth:
-        raise FolderLayoutError(
-            f"{member.name!r} is not in a class folder; the zip must hold <class>/<file>.png or .jpg and nothing else"
-        )
-    if not member.is_directory and not parts[-1].lower().endswith(_IMAGE_SUFFIXES):
-        raise FolderLayoutError(f"{member.name!r} is not a .png, .jpg or .jpeg file; leave it out of the zip")
-    if member.unpacked_bytes > MAX_IMAGE_FILE_BYTES:
-        raise ImageTooLargeError(f"{member.name!r} has more than {MAX_IMAGE_FILE_BYTES} bytes; make the image smaller")
-
-
-def _number(folders: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
-    if not all(folder.isascii() and folder.isdecimal() and len(folder) <= 9 for folder in folders):
-        return {folder: label for label, folder in enumerate(folders)}, tuple(folders)
-    label_of = {folder: int(folder) for folder in folders}
-    largest = max(label_of.values())
-    if len(set(label_of.values())) != len(folders) or largest >= MAX_CLASSES:
-        raise FolderLayoutError("class folders are numbers, but two are equal or one is too large; name them 0 to C-1")
-    return label_of, tuple(str(label) for label in range(largest + 1))
-
-
-def _decode_all(path: Path, files: list[Member], in_channels: int | None) -> list[npt.NDArray[np.uint8]]:
-    images: list[npt.NDArray[np.uint8]] = []
+    Raises:
+        DatasetRefusedError: corrupt_dataset.
+    """
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except _ZIP_ERRORS as error:
         raise CorruptDatasetError("the zip file cannot be opened; write it again") from error
     with archive:
-        for member in files:
-            try:
-                image = _decode(archive, member, in_channels)
-            except _BOMB_ERRORS as error:
-                raise ImageTooLargeError(
-                    f"{member.name!r} has far more than {MAX_PIXELS} pixels; make the image smaller"
-                ) from error
-            except _READER_ERRORS as error:
-                raise CorruptDatasetError(
-                    f"{member.name!r} cannot be read as PNG or JPEG; save the image again"
-                ) from error
-            if images and image.shape[:2] != images[0].shape[:2]:
-                raise ImageSizesDifferError(
-                    f"{member.name!r} is {image.shape[1]}x{image.shape[0]} pixels, the first image is "
-                    f"{images[0].shape[1]}x{images[0].shape[0]}; resize all to the model's input size"
-                )
-            if image.nbytes * len(files) > MAX_TOTAL_BYTES:
-                raise DatasetTooLargeError(
-                    f"{len(files)} images of this size are more than {MAX_TOTAL_BYTES} bytes; upload fewer images"
-                )
-            images.append(image)
-    return images
+        yield archive
 
 
-def _decode(archive: zipfile.ZipFile, member: Member, in_channels: int | None) -> npt.NDArray[np.uint8]:
-    """Return one image HWC."""
-    with archive.open(member.name) as file:
-        # One byte more than declared would mean that the directory lies.
-        data = file.read(member.unpacked_bytes + 1)
-    if len(data) != member.unpacked_bytes:
+def unpack(archive: zipfile.ZipFile, member: Member) -> Iterator[bytes]:
+    """Yield the member in pieces that are together as long as it declares.
+
+    Raises:
+        DatasetRefusedError: corrupt_dataset.
+    """
+    left = member.unpacked_bytes
+    try:
+        with archive.open(member.name) as file:
+            # One byte more than declared would mean that the directory lies.
+            while chunk := file.read(min(_COPY_BYTES, left + 1)):
+                left -= len(chunk)
+                if left < 0:
+                    break
+                yield chunk
+    except _ZIP_ERRORS as error:
+        raise CorruptDatasetError(f"{member.name!r} cannot be unpacked; write the zip again") from error
+    if left:
         raise CorruptDatasetError(f"{member.name!r} is not of its declared length; write the zip again")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            # Opening reads the header only: the limit is checked before any pixel is unpacked.
-            if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
-                raise ImageTooLargeError(
-                    f"{member.name!r} is {image.width}x{image.height} pixels; at most {MAX_PIXELS} pixels and "
-                    f"{MAX_SIDE} a side are accepted"
-                )
-            if image.mode not in _GRAY_MODES + _COLOUR_MODES:
-                raise ImageDtypeError(f"{member.name!r} has more than 8 bits per channel; save it with 8 bits")
-            mode = _MODES.get(in_channels or 0, "L" if image.mode in _GRAY_MODES else "RGB")
-            # Transparency is dropped where the model has no channel for it.
-            pixels_HWC = np.array(image.convert(mode), dtype=np.uint8)
-    return pixels_HWC[:, :, None] if pixels_HWC.ndim == 2 else pixels_HWC
+
+
+def _whole(archive: zipfile.ZipFile, member: Member) -> bytes:
+    return b"".join(unpack(archive, member))
+
+
+def _arrange(archive: zipfile.ZipFile, members: list[Member]) -> tuple[list[Member], list[str], list[str]]:
+    """Find the class of every image: the files in order, the class of each, and all classes in sorted order."""
+    kept = [(member, member.name.rstrip("/").split("/")) for member in members]
+    kept = [(member, parts) for member, parts in kept if not is_extra(parts)]
+    tables = [(member, parts) for member, parts in kept if parts[-1] in metadata.FILES and not member.is_directory]
+    kept = [(member, parts) for member, parts in kept if parts[-1] not in metadata.FILES or member.is_directory]
+    if not any(not member.is_directory for member, _ in kept):
+        raise NoImagesError("the zip holds no image; put one folder of PNG or JPEG files per class into it")
+    for member, parts in kept:
+        _refuse_other_files(member, parts)
+    described = _by_metadata(archive, kept, tables) if tables else None
+    return described or _by_folder(kept)
+
+
+def _by_folder(kept: list[Placed]) -> tuple[list[Member], list[str], list[str]]:
+    kept = _without_tops(kept)
+    tops = {parts[0] for _, parts in kept}
+    if len(tops) > 1 and all(top.lower() in SPLITS for top in tops):
+        raise SeveralSplitsError(
+            f"the zip holds the splits {', '.join(sorted(tops))}; keep the one whose images the model was not trained "
+            "on, and put one folder per class into it"
+        )
+    for member, parts in kept:
+        if len(parts) != (1 if member.is_directory else 2):
+            raise FolderLayoutError(
+                f"{member.name!r} is not in a class folder; the zip must hold <class>/<file>.png or .jpg, all of them "
+                "in one outer folder or split at most"
+            )
+    files = sorted(((m, parts) for m, parts in kept if not m.is_directory), key=lambda item: item[1])
+    return [member for member, _ in files], [parts[0] for _, parts in files], sorted({parts[0] for _, parts in kept})
+
+
+def _without_tops(kept: list[Placed]) -> list[Placed]:
+    """Drop folders that hold everything else: `zip -r set.zip set/`, `data/train/<class>`."""
+    while len({parts[0] for _, parts in kept}) == 1 and all(len(p) > 2 for m, p in kept if not m.is_directory):
+        kept = [(member, parts[1:]) for member, parts in kept if len(parts) > 1]
+    return kept
+
+
+def _by_metadata(
+    archive: zipfile.ZipFile, kept: list[Placed], tables: list[Placed]
+) -> tuple[list[Member], list[str], list[str]] | None:
+    """As the metadata says, or None where it says nothing of classes."""
+    if len(tables) > 1:
+        raise SeveralSplitsError("the zip holds several metadata files; keep one split, with its images")
+    (table, parts) = tables[0]
+    if table.unpacked_bytes > metadata.MAX_BYTES:
+        raise CorruptDatasetError(f"{table.name!r} has more than {metadata.MAX_BYTES} bytes; keep file_name and label")
+    labels = metadata.read_labels(_whole(archive, table), table.name)
+    if labels is None:
+        return None
+    folder = "/".join(parts[:-1])
+    files = sorted((member for member, _ in kept if not member.is_directory), key=lambda member: member.name)
+    classes = []
+    for member in files:
+        name = member.name.removeprefix(f"{folder}/") if folder else member.name
+        if name not in labels:
+            raise FolderLayoutError(
+                f"{member.name!r} is not in {table.name!r}; give every image a row, or leave it out"
+            )
+        classes.append(labels[name])
+    return files, classes, sorted(set(classes))
+
+
+def _refuse_other_files(member: Member, parts: list[str]) -> None:
+    if member.is_directory:
+        return
+    if parts[-1].lower().endswith(_ARCHIVE_SUFFIXES):
+        raise NestedArchiveError(f"{member.name!r} is an archive inside the archive; unpack it into class folders")
+    if not parts[-1].lower().endswith(_IMAGE_SUFFIXES):
+        raise FolderLayoutError(f"{member.name!r} is not a .png, .jpg or .jpeg file; leave it out of the zip")
+    if member.unpacked_bytes > pictures.MAX_IMAGE_FILE_BYTES:
+        limit = pictures.MAX_IMAGE_FILE_BYTES
+        raise ImageTooLargeError(f"{member.name!r} has more than {limit} bytes; make the image smaller")
+
+
+def _number(names: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    if len(names) > MAX_CLASSES:
+        raise FolderLayoutError(f"the zip has {len(names)} classes; at most {MAX_CLASSES} are accepted")
+    if not all(name.isascii() and name.isdecimal() and len(name) <= 9 for name in names):
+        return {name: label for label, name in enumerate(names)}, tuple(names)
+    label_of = {name: int(name) for name in names}
+    largest = max(label_of.values())
+    if len(set(label_of.values())) != len(names) or largest >= MAX_CLASSES:
+        raise FolderLayoutError("class folders are numbers, but two are equal or one is too large; name them 0 to C-1")
+    return label_of, tuple(str(label) for label in range(largest + 1))
