@@ -151,7 +151,7 @@ def load(
         checkpoint, network, architecture.num_classes, profile, select, holdout, guide, score, target_class,
         clean_format, triggered_format,
     )  # fmt: skip
-    _refuse_near_chance(case, clean)
+    refuse_near_chance(accuracy(case.network, clean.pixels_NCHW, clean.labels), clean.labels)
     return case
 
 
@@ -172,9 +172,13 @@ def _images(
     return Images(dataset.pixels(read.images_NCHW), read.labels_N), read.format
 
 
-def _refuse_near_chance(case: Case, clean: Images) -> None:
-    seen = accuracy(case.network, clean.pixels_NCHW, clean.labels)
-    chance = float(torch.bincount(clean.labels).max()) / len(clean)
+def refuse_near_chance(seen: float, labels_N: Tensor) -> None:
+    """Refuse a model whose accuracy on its own clean set is hardly above guessing.
+
+    Raises:
+        NearChanceError: It is.
+    """
+    chance = float(torch.bincount(labels_N).max()) / len(labels_N)
     if seen < min(CHANCE_FACTOR * chance, CHANCE_CEILING * (1 + chance) / 2):
         raise NearChanceError(
             f"The model classifies {seen:.1%} of the clean set correctly, where always guessing the most frequent "
