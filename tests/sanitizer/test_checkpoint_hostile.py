@@ -106,7 +106,7 @@ def test_a_pickled_module_is_refused_with_the_name_of_its_class(tmp_path):
 def test_torchscript_and_exported_programs_are_refused_with_their_own_codes(tmp_path):
     assert refusal(tmp_path, zipped({**members_of(torch_bytes()), "archive/constants.pkl": b""})) == "torchscript"
     assert refusal(tmp_path, zipped({"m/code/__torch__.py": b"x", "m/data.pkl": b"."})) == "torchscript"
-    assert refusal(tmp_path, zipped({"m/models/model.json": b"{}", "m/version": b"0"})) == "exported_program"
+    assert refusal(tmp_path, zipped({"m/models/model.json": b"{}", "m/version": b"0"})) == "corrupt_program"
 
 
 def test_old_tar_checkpoints_are_legacy(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
@@ -59,11 +60,12 @@ def run_together(
 
 
 def propagate(graph: fx.GraphModule, example_NCHW: Tensor) -> None:
-    """Give every node the shape of its value as `meta["val"]`, from arithmetic on shapes alone.
+    """Give every node the shape of its value as `meta["val"]`, from arithmetic on shapes alone, on the example's device.
 
     Raises:
         RuntimeError: a value is larger than MAX_VALUE_BYTES for an image; or another of RUN_ERRORS.
     """
+    _place(graph, example_NCHW.device)
     if all("val" in node.meta for node in graph.graph.nodes if node.op != "output"):
         return
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -109,3 +111,23 @@ def _shown(values: list[Tensor], num_images: int, batch_size: int, observer: Obs
     # What was shown goes on in any case, so that a gradient taken with respect to it exists.
     going_on = torch.cat([shown if replaced is None else replaced, whole[num_rows:]])
     return list(torch.split(going_on, len(values[0])))
+
+
+def _place(graph: fx.GraphModule, device: torch.device) -> None:
+    """Let the operators that make tensors out of nothing make them where the network's tensors are."""
+
+    def placed(value: Any) -> Any:  # noqa: ANN401 - an argument of a node
+        return device if isinstance(value, torch.device) else value
+
+    for node in graph.graph.nodes:
+        if node.op != "call_function":
+            continue
+        node.args = tuple(placed(value) for value in node.args)
+        node.kwargs = {name: placed(value) for name, value in node.kwargs.items()}
+        makes_device = isinstance(node.target, OpOverload) and any(
+            argument.name == "device"
+            for argument in node.target._schema.arguments  # noqa: SLF001 - no other way
+        )
+        if makes_device and not node.all_input_nodes and "device" not in node.kwargs:
+            node.kwargs = {**node.kwargs, "device": device}
+    graph.recompile()

@@ -143,12 +143,6 @@ class TorchScriptError(CheckpointRefusedError):
     code = "torchscript"
 
 
-class ExportedProgramError(CheckpointRefusedError):
-    """A `.pt2` archive of torch.export."""
-
-    code = "exported_program"
-
-
 class PickledModuleError(CheckpointRefusedError):
     """The pickle names Python objects other than tensors and plain containers."""
 

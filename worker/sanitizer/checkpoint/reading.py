@@ -13,7 +13,8 @@ from torch import Tensor
 from worker.sanitizer import archives, safetensors_file
 from worker.sanitizer.checkpoint import torch_zip
 from worker.sanitizer.checkpoint.torch_zip import TorchZip
-from worker.sanitizer.programs import Program
+from worker.sanitizer.programs import Program, pt2
+from worker.sanitizer.programs.pt2 import ExportedProgram
 from worker.sanitizer.refusals import (
     BarePickleError,
     CheckpointRefusedError,
@@ -49,7 +50,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     wrapper: str | None
     prefix: str
-    source: SafetensorsFile | TorchZip
+    source: SafetensorsFile | TorchZip | ExportedProgram
     program: Program | None = None
 
     def write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -77,12 +78,14 @@ class Checkpoint:
         on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         if isinstance(self.source, SafetensorsFile):
             safetensors_file.write(file, self.source, {self.prefix + name: on_cpu[name] for name in on_cpu})
+        elif isinstance(self.source, ExportedProgram):
+            pt2.write(file, self.source, on_cpu)
         else:
             torch_zip.write(file, self.source, [(self.tensors[name], value) for name, value in on_cpu.items()])
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a safetensors file or a torch zip that holds a state dict.
+    """Read a safetensors file, a torch zip that holds a state dict, or an exported program.
 
     Raises:
         CheckpointRefusedError: the file is not accepted; the code says by which rule.
@@ -97,6 +100,8 @@ def _read(path: Path) -> Checkpoint:
     with path.open("rb") as file:
         first_bytes = file.read(_FIRST_BYTES)
     if first_bytes.startswith(archives.MAGIC):
+        if pt2.looks_like(_member_names(path)):
+            return _of_program(pt2.read(path))
         archive = torch_zip.read(path)
         wrapper, found = _find_state_dict(archive.root)
         return _checked("torch_zip", found, wrapper, archive)
@@ -106,6 +111,20 @@ def _read(path: Path) -> Checkpoint:
             raise NoStateDictError("the safetensors file holds no tensor; save the model's state dict")
         return _checked("safetensors", file_read.tensors, None, file_read)
     raise _refusal(first_bytes)
+
+
+def _member_names(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        return [
+            member.name for member in archives.read_directory(file, path.stat().st_size, max_members=pt2.MAX_MEMBERS)
+        ]
+
+
+def _of_program(exported: ExportedProgram) -> Checkpoint:
+    _refuse_non_finite(exported.tensors)
+    return Checkpoint(
+        format="pt2", tensors=exported.tensors, wrapper=None, prefix="", source=exported, program=exported.program
+    )
 
 
 def _checked(

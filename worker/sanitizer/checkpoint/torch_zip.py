@@ -20,7 +20,6 @@ from worker.sanitizer.refusals import (
     CheckpointTooComplexError,
     CorruptCheckpointError,
     DeflatedMemberError,
-    ExportedProgramError,
     TiedTensorsDisagreeError,
     TorchScriptError,
     UnknownMemberError,
@@ -141,10 +140,6 @@ def _known_members(members: list[Member]) -> dict[str, Member]:
         raise TorchScriptError(
             "this is a TorchScript program, which can run code and touch files; load it where you trust it and save "
             "its weights: torch.save(torch.jit.load(path).state_dict(), new_path), or as safetensors"
-        )
-    if any(name.startswith(("models/", "archive_format")) for name in by_name):
-        raise ExportedProgramError(
-            "this is an exported program (.pt2); save the weights of the model: torch.save(model.state_dict(), path)"
         )
     unknown = [name for name in by_name if not _KNOWN.fullmatch(name)]
     if len(roots) != 1 or unknown or "data.pkl" not in by_name:
