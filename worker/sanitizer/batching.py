@@ -60,7 +60,7 @@ def run_together(
 
 
 def propagate(graph: fx.GraphModule, example_NCHW: Tensor) -> None:
-    """Give every node the shape of its value as `meta["val"]`, from arithmetic on shapes alone, on the example's device.
+    """Give every node the shape of its value as `meta["val"]`, worked out without computing it.
 
     Raises:
         RuntimeError: a value is larger than MAX_VALUE_BYTES for an image; or another of RUN_ERRORS.
