@@ -51,7 +51,7 @@ def maps_of(network, pixels):
 
 def test_layers_are_found_in_execution_order_with_the_tensors_they_own():
     network = from_module(randomised(Branches()), GRAY_8)
-    assert [(site.name, site.owned) for site in network.sites] == [
+    assert [(site.name, site.tensors) for site in network.sites] == [
         ("first", ("first.weight", "bn.weight", "bn.bias")),
         ("depthwise", ("depthwise.weight",)),
         ("grouped", ("grouped.weight", "grouped.bias")),

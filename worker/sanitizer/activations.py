@@ -45,7 +45,7 @@ def image_norms(maps_NCHW: Tensor) -> dict[str, Tensor]:
     """Per image and channel: ℓ∞, ℓ1, ℓ2 of the map, its mean, and the ratios ℓ∞/ℓ1 and ℓ∞/ℓ2 (0 for a silent map).
 
     Args:
-        maps_NCHW: Activation maps.
+        maps_NCHW: Activation maps; where a network has tokens instead of a map of pixels, those are the positions.
 
     Returns:
         Each norm's values, (N, C) float64, over the P = H*W positions. Source: arXiv 2002.12162, which compares
@@ -101,8 +101,8 @@ def profile(
     states: dict[str, ChannelStatistics] = {}
 
     def observer(site: Site) -> Callable[[Tensor], None]:
-        def see(maps_NCHW: Tensor) -> None:
-            states[site.name] = update(states.get(site.name), maps_NCHW)
+        def see(value: Tensor) -> None:
+            states[site.name] = update(states.get(site.name), site.maps(value))
 
         return see
 

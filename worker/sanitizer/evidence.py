@@ -89,7 +89,7 @@ def layers(
                 in_scope=site.name in scores,
                 num_pruned=len(pruned),
                 pruned_channels=pruned,
-                tensors=list(site.owned),
+                tensors=list(site.tensors),
                 norms={norm: _summary(statistics[site.name].mean(norm)) for norm in REPORTED_NORMS},
                 scores=[round(value, 6) for value in scores[site.name].tolist()] if site.name in scores else [],
             )

@@ -13,7 +13,7 @@ from worker.sanitizer import gradcam
 from worker.sanitizer.case import Images
 from worker.sanitizer.evaluate import predict
 from worker.sanitizer.exhibits import Exhibits, Looks
-from worker.sanitizer.network import Network
+from worker.sanitizer.network import Network, Site
 from worker.sanitizer.report import FigureInfo
 
 MEDIA_TYPE = "image/png"
@@ -55,14 +55,14 @@ def write_all(folder: Path, exhibits: Exhibits) -> list[FigureInfo]:
         data = plots.trigger_sheet(suspected, _examples(exhibits.clean, suspected.target).pixels_NCHW)
         name = f"trigger-{rank}-class-{suspected.target}-{suspected.triggers.family}"
         out.add(name, f"Synthesised trigger for class {suspected.target} ({suspected.triggers.family})", data)
-    looks = _looks(exhibits)
-    if looks:
-        layer = exhibits.network.last_conv().name
-        out.add("gradcam", "Where the network looks, before and after", plots.gradcam_sheet(looks, layer))
+    site = gradcam.looked_at(exhibits.network, exhibits.clean.pixels_NCHW[:NUM_EXAMPLES])
+    looks = [] if site is None else _looks(exhibits, site)
+    if site is not None and looks:
+        out.add("gradcam", "Where the network looks, before and after", plots.gradcam_sheet(looks, site.name))
     return out.written
 
 
-def _looks(exhibits: Exhibits) -> list[Looks]:
+def _looks(exhibits: Exhibits, site: Site) -> list[Looks]:
     """Grad-CAM of clean and of triggered images on both networks; the network holds `after` afterwards."""
     target = exhibits.target_class
     if target is None and exhibits.suspected:
@@ -80,7 +80,7 @@ def _looks(exhibits: Exhibits) -> list[Looks]:
     seen = []
     for tensors in (exhibits.before, exhibits.after):
         exhibits.network.load(tensors)
-        seen.append([_look(exhibits.network, pixels_NCHW) for _, pixels_NCHW in groups])
+        seen.append([_look(exhibits.network, site, pixels_NCHW) for _, pixels_NCHW in groups])
     return [
         Looks(
             caption=caption,
@@ -94,9 +94,9 @@ def _looks(exhibits: Exhibits) -> list[Looks]:
     ]
 
 
-def _look(network: Network, pixels_NCHW: Tensor) -> tuple[Tensor, list[int]]:
+def _look(network: Network, site: Site, pixels_NCHW: Tensor) -> tuple[Tensor, list[int]]:
     classes_N = predict(network, pixels_NCHW)
-    heat_Nhw = gradcam.grad_cam(network, network.last_conv(), pixels_NCHW, classes_N)
+    heat_Nhw = gradcam.grad_cam(network, site, pixels_NCHW, classes_N)
     return gradcam.to_image_size(heat_Nhw, *pixels_NCHW.shape[2:]), classes_N.tolist()
 
 

@@ -46,15 +46,14 @@ def num_pruned(mask: Mapping[str, Tensor]) -> int:
 def silence(network: Network, mask: Mapping[str, Tensor]) -> None:
     """Write zeros into every tensor slice that a silenced channel owns."""
     with torch.no_grad():
-        for name, tensor, index in _slices(network, mask):
-            del name
+        for tensor, index in _slices(network, mask):
             tensor[index] = 0
 
 
 @contextmanager
 def silenced(network: Network, mask: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the block the channels are silent, exactly as `silence` would leave them; afterwards bits are restored."""
-    saved = [(tensor, index, tensor[index].detach().clone()) for _, tensor, index in _slices(network, mask)]
+    saved = [(tensor, index, tensor[index].detach().clone()) for tensor, index in _slices(network, mask)]
     silence(network, mask)
     try:
         yield
@@ -64,11 +63,11 @@ def silenced(network: Network, mask: Mapping[str, Tensor]) -> Iterator[None]:
                 tensor[index] = values
 
 
-def _slices(network: Network, mask: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _slices(network: Network, mask: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, tuple[slice | Tensor, ...]]]:
     for site in network.sites:
         keep_C = mask.get(site.name)
         if keep_C is None or bool(keep_C.all()):
             continue
         index = (~keep_C).nonzero().squeeze(1).to(network.device)
-        for name in site.owned:
-            yield name, network.tensors[name], index
+        for rows in site.owned:
+            yield network.tensors[rows.tensor], rows.index(index)

@@ -7,35 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from worker.sanitizer import batching
 from worker.sanitizer.errors import SanitizerError
+from worker.sanitizer.sites import Kind, Site, find_sites
+from worker.sanitizer.sites.finding import layer_depths
 from worker.sanitizer.spec import InputSpec
 
-aten = torch.ops.aten
+__all__ = ["Network", "NetworkRefusedError", "Observer", "Site", "from_graph", "from_module", "frozen"]
 
-CONVOLUTIONS = frozenset({aten.conv2d.default, aten.conv2d.padding, aten.convolution.default})
-# Each maps zero to zero, so a silenced channel stays silent behind it.
-ACTIVATIONS = frozenset(
-    {
-        *(aten.relu.default, aten.relu_.default, aten.relu6.default, aten.relu6_.default),
-        *(aten.leaky_relu.default, aten.leaky_relu_.default, aten.elu.default, aten.elu_.default),
-        *(aten.silu.default, aten.silu_.default, aten.gelu.default, aten.mish.default, aten.mish_.default),
-        *(aten.hardtanh.default, aten.hardtanh_.default, aten.hardswish.default, aten.hardswish_.default),
-        *(aten.tanh.default, aten.tanh_.default, aten.dropout.default),
-    }
-)
-HEAD_TAIL = frozenset(
-    {
-        *(aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim, aten.dropout.default),
-        *(aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dim, aten.squeeze.dims),
-    }
-)
+# Of the layers left out, named in a refusal.
+MAX_REASONS = 5
 
 Observer = batching.Observer
 
@@ -44,35 +30,6 @@ class NetworkRefusedError(SanitizerError):
     """The architecture cannot be turned into a graph, or has no channel that could be silenced."""
 
     code = "unsupported_network"
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A place whose channels can be silenced: a convolution with its batch norm, or a norm on a residual stream.
-
-    Attributes:
-        name: State-dict path of the layer, e.g. `layer1.0.conv1`.
-        kind: `conv`, or `norm` for a batch norm that no single convolution feeds.
-        num_channels: C.
-        tap: Graph node whose value (N, C, H, W) is the activation map.
-        owned: Tensors whose slices [c] belong to channel c alone; all zero makes the tap's channel c zero.
-        scale: The owned tensor, or tensors, that a soft mask multiplies (norm scale and shift, else weight and bias).
-        norm: Batch-norm prefix in the state dict, None without one.
-        weight: The convolution's weight name, None where it is computed rather than stored.
-        norm_input: Graph node whose value (N, C, H, W) the batch norm reads, None without one.
-        norm_eps: What the batch norm adds to the variance under its root.
-    """
-
-    name: str
-    kind: Literal["conv", "norm"]
-    num_channels: int
-    tap: str
-    owned: tuple[str, ...]
-    scale: tuple[str, ...]
-    norm: str | None
-    weight: str | None
-    norm_input: str | None = None
-    norm_eps: float = 0.0
 
 
 class Network:
@@ -84,8 +41,7 @@ class Network:
     def __init__(self, graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | None = None) -> None:
         self.graph = graph
         self.batch_size = batch_size
-        self.sites, self.skipped = _find_sites(graph)
-        self._depths = _conv_depths(graph)
+        self.sites, self.skipped = find_sites(graph)
         self.tensors: dict[str, Tensor] = {
             **dict(graph.named_parameters(remove_duplicate=False)),
             **dict(graph.named_buffers(remove_duplicate=False)),
@@ -139,14 +95,31 @@ class Network:
         """The convolution with the most convolutions on the way to it, the layer that the paper prunes.
 
         Execution order alone would name the shortcut of a residual block, which often runs after its last convolution.
+        Where nothing but patch embeddings is a convolution, as in vision transformers and mixers, it is the linear
+        layer or attention with the most layers on the way to it.
 
         Raises:
-            NetworkRefusedError: There is no prunable convolution.
+            NetworkRefusedError: There is neither.
         """
         convs = [site for site in self.sites if site.kind == "conv"]
-        if not convs:
-            raise NetworkRefusedError("The network has no prunable convolution. Name the layers in `scope` instead.")
-        return max(reversed(convs), key=lambda site: self._depths[site.tap])
+        if any(site.kind in {"linear", "head"} for site in self.sites):
+            convs = [site for site in convs if not site.is_patch_embedding]
+        if convs:
+            depths = layer_depths(self.graph, convolutions_only=True)
+            return max(reversed(convs), key=lambda site: depths[site.tap])
+        others = self.deepest("linear", "head")
+        if not others:
+            raise NetworkRefusedError(
+                "The network has neither a prunable convolution nor a prunable linear layer. Name the layers in "
+                "`scope` instead."
+            )
+        return others[0]
+
+    def deepest(self, *kinds: Kind) -> list[Site]:
+        """The sites of these kinds, those with the most layers on the way to them first."""
+        depths = layer_depths(self.graph, convolutions_only=False)
+        sites = [site for site in reversed(self.sites) if site.kind in kinds]
+        return sorted(sites, key=lambda site: -depths[site.tap])
 
     def site(self, name: str) -> Site:
         """The site of that name.
@@ -215,9 +188,10 @@ def from_graph(graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | N
 
 def _with_sites(network: Network) -> Network:
     if not network.sites:
+        named = "; ".join(f"{name}: {reason}" for name, reason in list(network.skipped.items())[:MAX_REASONS])
         raise NetworkRefusedError(
-            "No convolution or batch norm with channels of its own was found, so there is nothing that pruning "
-            "could silence. Networks without convolutions are not supported."
+            "No channels were found that pruning could silence: no convolution, norm, hidden linear layer or "
+            f"attention with stored tensors of its own. {f'Left out were {named}.' if named else ''}".strip()
         )
     return network
 
@@ -258,135 +232,3 @@ def _logits(output: Any) -> Tensor:  # noqa: ANN401 - what a foreign forward ret
     if not isinstance(output, Tensor) or output.dim() != 2:
         raise NetworkRefusedError("The network must return logits of shape (N, classes).")
     return output
-
-
-def _find_sites(graph: fx.GraphModule) -> tuple[tuple[Site, ...], dict[str, str]]:
-    sites: list[Site] = []
-    skipped: dict[str, str] = {}
-    claimed_norms: set[fx.Node] = set()
-    for node in graph.graph.nodes:
-        if node.op != "call_function":
-            continue
-        if node.target in CONVOLUTIONS:
-            site, norm = _conv_site(node)
-            reason = _why_not(node, site)
-            if reason is not None:
-                skipped[site.name] = reason
-            else:
-                sites.append(site)
-                claimed_norms.update([norm] if norm is not None else [])
-        elif node.target is aten.batch_norm.default and node not in claimed_norms and _is_inference_norm(node):
-            site = _norm_site(node)
-            if site.owned:
-                sites.append(site)
-            else:
-                skipped[site.name] = "a norm without scale and shift"
-    # A tensor used at two places would be silenced at both while only one was profiled.
-    uses: dict[str, int] = {}
-    for site in sites:
-        for name in site.owned:
-            uses[name] = uses.get(name, 0) + 1
-    shared = {site.name for site in sites if any(uses[name] > 1 for name in site.owned)}
-    skipped.update(dict.fromkeys(shared, "its tensors are shared with another layer"))
-    return tuple(site for site in sites if site.name not in shared), skipped
-
-
-def _conv_depths(graph: fx.GraphModule) -> dict[str, int]:
-    """Per node the largest number of convolutions on a path from the input to it, itself included."""
-    depths: dict[str, int] = {}
-    for node in graph.graph.nodes:
-        before = max((depths[source.name] for source in node.all_input_nodes), default=0)
-        depths[node.name] = before + (node.target in CONVOLUTIONS)
-    return depths
-
-
-def _conv_site(conv: fx.Node) -> tuple[Site, fx.Node | None]:
-    weight, bias = _parameter(conv, 1), _parameter(conv, 2)
-    norm = _only_user(conv)
-    if norm is not None and not (norm.target is aten.batch_norm.default and _is_inference_norm(norm)):
-        norm = None
-    end = conv if norm is None else norm
-    owned = [name for name in (weight, bias) if name is not None]
-    scale = list(owned)
-    prefix = None
-    if norm is not None:
-        affine = [name for name in (_parameter(norm, 1), _parameter(norm, 2)) if name is not None]
-        running_mean = _parameter(norm, 3)
-        prefix = running_mean.rpartition(".")[0] if running_mean is not None else None
-        # Without a scale of its own the norm turns a zero into -mean/std, unless its running mean is zeroed too.
-        own_mean = [] if affine or running_mean is None else [running_mean]
-        owned += affine + own_mean
-        scale = affine or [*scale, *own_mean]
-    name = (weight or prefix or conv.name).removesuffix(".weight")
-    site = Site(
-        name, "conv", _num_channels(conv), _tap(end), tuple(owned), tuple(scale), prefix, weight,
-        None if norm is None else conv.name, 0.0 if norm is None else _norm_eps(norm),
-    )  # fmt: skip
-    return site, norm
-
-
-def _norm_site(norm: fx.Node) -> Site:
-    affine = tuple(name for name in (_parameter(norm, 1), _parameter(norm, 2)) if name is not None)
-    running_mean = _parameter(norm, 3)
-    prefix = (running_mean or norm.name).rpartition(".")[0] or norm.name
-    return Site(
-        prefix, "norm", _num_channels(norm), _tap(norm), affine, affine, prefix, None,
-        norm.all_input_nodes[0].name, _norm_eps(norm),
-    )  # fmt: skip
-
-
-def _why_not(conv: fx.Node, site: Site) -> str | None:
-    if conv.target is aten.convolution.default and conv.args[6]:
-        return "transposed convolution"
-    if conv.meta["val"].dim() != 4:
-        return "not a two-dimensional convolution"
-    if not site.scale or (site.weight is None and site.norm is None):
-        return "its weight is computed, not stored"
-    if _leads_to_output(conv):
-        return "it is the classifier itself"
-    return None
-
-
-def _leads_to_output(node: fx.Node) -> bool:
-    """Whether nothing but pooling and reshaping lies between the node and the logits."""
-    while True:
-        user = _only_user(node)
-        if user is None:
-            return False
-        if user.op == "output":
-            return True
-        if user.target not in HEAD_TAIL and user.target not in ACTIVATIONS:
-            return False
-        node = user
-
-
-def _is_inference_norm(norm: fx.Node) -> bool:
-    """A batch norm that uses its stored statistics and, alone or through its convolution, can be silenced."""
-    return norm.args[5] is False and norm.meta["val"].dim() == 4 and _parameter(norm, 3) is not None
-
-
-def _tap(node: fx.Node) -> str:
-    """The node itself, or the activation function that is its only reader."""
-    user = _only_user(node)
-    while user is not None and user.target in ACTIVATIONS:
-        node, user = user, _only_user(user)
-    return node.name
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _parameter(node: fx.Node, position: int) -> str | None:
-    argument = node.args[position] if len(node.args) > position else None
-    return str(argument.target) if isinstance(argument, fx.Node) and argument.op == "get_attr" else None
-
-
-def _norm_eps(norm: fx.Node) -> float:
-    eps = norm.args[7]
-    assert isinstance(eps, float)
-    return eps
-
-
-def _num_channels(node: fx.Node) -> int:
-    return int(node.meta["val"].shape[1])

@@ -67,10 +67,14 @@ class NormSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One prunable layer: its statistics and what was silenced in it."""
+    """One prunable layer: its statistics and what was silenced in it.
+
+    `kind` is `conv`, `linear` (hidden channels of a multilayer perceptron), `head` (attention heads, a channel each) or
+    `norm` (on a residual stream).
+    """
 
     name: str
-    kind: Literal["conv", "norm"]
+    kind: Literal["conv", "norm", "linear", "head"]
     num_channels: int
     in_scope: bool
     num_pruned: int

@@ -49,6 +49,6 @@ def test_a_soft_mask_of_zeros_and_ones_runs_as_the_hard_one(suspect):
             site = network.sites[1]
             ones[site.name][::2] = 0
             soft = network(pixels, soft_masks.masked(network, network.sites, ones))
-            for name in site.owned:
+            for name in site.tensors:
                 network.tensors[name][::2] = 0
             torch.testing.assert_close(soft, network(pixels))

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.sanitizer.network import Network, frozen
+from worker.sanitizer.recipes.layer_outliers import RecipeNotApplicableError
 from worker.sanitizer.recipes.workbench import Outcome, Workbench
 from worker.sanitizer.report import Choice
 from worker.sanitizer.training import Batch, minibatches
@@ -39,9 +40,16 @@ def awm(bench: Workbench) -> Outcome:
 
     Each round raises CE(f(x + δ), f(x)) over one δ for all images, scales δ to ‖δ‖₁ <= τ, and lowers
     0.9 CE(f_m(x), y) + 0.1 CE(f_m(x + δ), y) + 1e-8 ‖m‖₁ over the masks.
+
+    Raises:
+        RecipeNotApplicableError: There is no convolution.
     """
     network, repair = bench.network, bench.repair
     weights = {name: weight for name, weight in network.parameters().items() if weight.dim() == 4}
+    if not weights:
+        raise RecipeNotApplicableError(
+            "Recipe `awm` needs a convolution with stored weights, and there is none. Use another recipe."
+        )
     mask = {name: torch.ones_like(weight, requires_grad=True) for name, weight in weights.items()}
     optimizer = torch.optim.Adam(list(mask.values()), lr=MASK_RATE)
     batches = minibatches(repair, batch_size=BATCH_SIZE, generator=bench.generator, device=network.device)

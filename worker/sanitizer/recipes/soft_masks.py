@@ -26,7 +26,7 @@ def masked(
 ) -> dict[str, Tensor]:
     """The tensors to run the network with, for `network(pixels, tensors)`.
 
-    Scale and shift are those of the batch norm; without one, the convolution's weight and bias take their place.
+    Scale and shift are those of the norm; without one, the layer's weight and bias take their place.
 
     Args:
         network: The network, whose own tensors are left alone.
@@ -36,8 +36,8 @@ def masked(
     """
     tensors: dict[str, Tensor] = {}
     for site in sites:
-        for name in site.scale:
-            factor = scale if shift is None or not name.endswith("bias") else shift
-            value = network.tensors[name]
-            tensors[name] = value * factor[site.name].view(-1, *[1] * (value.dim() - 1))
+        for rows in site.scale:
+            factor = scale if shift is None or not rows.tensor.endswith("bias") else shift
+            value = network.tensors[rows.tensor]
+            tensors[rows.tensor] = value * rows.factor(factor[site.name], value)
     return tensors
