@@ -51,7 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.resources = held
     problems.install(app)
-    for router in (models.router, datasets.router, jobs.router, health.router):
+    for router in (models.router, datasets.router, jobs.previews, jobs.router, health.router):
         app.include_router(router)
     # The last one added is the outermost.
     app.add_middleware(middleware.BodyLimit)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from pathlib import Path
 from typing import Literal
 
 from service.errors import UnprocessableError
 
-ModelFormat = Literal["safetensors", "torch_zip"]
+ModelFormat = Literal["safetensors", "torch_zip", "pt2"]
 DatasetFormat = Literal["npz", "safetensors", "image_zip", "parquet"]
 
 MAX_SAFETENSORS_HEADER_BYTES = 4 * 1024 * 1024
 # A zip ends with its directory's end record: 22 bytes and a comment of at most 64 KiB.
 _ZIP_TAIL_BYTES = 22 + 65_535
 _HEAD_BYTES = 1024
+_ZIP_END = struct.Struct("<4s4H2LH")
+# Of some 20,000 members; a longer directory is no classifier's.
+_MAX_DIRECTORY_BYTES = 4 * 1024 * 1024
+_PROGRAM_MEMBER = re.compile(rb"/(?:models/[A-Za-z0-9_-]{1,100}\.json|data/weights/weight_[0-9]|archive_format)")
 
 _SAVE_MODEL = (
     "Save the weights with safetensors.torch.save_file(model.state_dict(), path), "
-    "or with torch.save(model.state_dict(), path), and upload that file."
+    "or with torch.save(model.state_dict(), path), or the whole model with torch.export.save(program, path) as .pt2, "
+    "and upload that file."
 )
 _SAVE_DATASET = (
     "Save it with numpy.savez(path, images=images, labels=labels), images of shape (N, C, H, W), as safetensors with "
-    "the same two tensors, as a zip of one folder of PNG or JPEG files per class, or as Parquet in the layout of Hugging "
-    "Face datasets, and upload that file."
+    "the same two tensors, as a zip of one folder of PNG or JPEG files per class, or as Parquet in the layout of "
+    "Hugging Face datasets, and upload that file."
 )
 
 # First bytes that name what was sent instead. A refusal that knows what it sees is worth more than 'unknown format'.
@@ -65,7 +72,7 @@ def of_model(path: Path) -> ModelFormat:
         if name.endswith((".npy", ".png", ".jpg", ".jpeg")):
             raise _refuse(code, "a zip archive of arrays or images, not of weights", _SAVE_MODEL)
         _check_zip_end(path)
-        return "torch_zip"
+        return "pt2" if _is_exported_program(name, path) else "torch_zip"
     raise _refuse(code, _describe(head), _SAVE_MODEL)
 
 
@@ -123,6 +130,20 @@ def _check_parquet_end(path: Path) -> None:
         file.seek(max(0, path.stat().st_size - 4))
         if file.read() != b"PAR1" or path.stat().st_size < 12:
             raise _truncated("a Parquet file without its footer")
+
+
+def _is_exported_program(first_member: str, path: Path) -> bool:
+    """Whether the zip's directory lists a program; torch.export.save writes the weights first."""
+    if _PROGRAM_MEMBER.search(b"/" + first_member.encode()):
+        return True
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _ZIP_END.size))
+        end = file.read(_ZIP_END.size)
+        if len(end) < _ZIP_END.size or not end.startswith(b"PK\x05\x06"):
+            return False  # a comment follows; the child will say what it thinks of that
+        size, start = _ZIP_END.unpack(end)[5:7]
+        file.seek(start)
+        return _PROGRAM_MEMBER.search(file.read(min(size, _MAX_DIRECTORY_BYTES))) is not None
 
 
 def _first_member(head: bytes) -> str:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from service.tables import FAILED, SUCCEEDED, DatasetRow, JobFigureRow, JobRow, ModelRow
+from service.tables import FAILED, PREVIEW, SUCCEEDED, DatasetRow, JobFigureRow, JobRow, ModelRow
+from worker.sanitizer.findings import Preview
 from worker.sanitizer.report import Report
 from worker.sanitizer.spec import MAX_CLASSES, ArchitectureSpec, InputSpec, SanitizeSpec
 
@@ -22,14 +23,18 @@ __all__ = [
     "ModelCreate",
     "ModelView",
     "Page",
+    "Preview",
+    "PreviewCreate",
     "Problem",
     "Report",
+    "SanitizeSpec",
 ]
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Id = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 DatasetKind = Literal["clean", "triggered"]
 ResourceState = Literal["awaiting_content", "ready"]
+JobKind = Literal["sanitize", "preview"]
 JobState = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
 Item = TypeVar("Item")
 
@@ -96,6 +101,12 @@ class JobCreate(Body):
     spec: SanitizeSpec = Field(default_factory=SanitizeSpec)
 
 
+class PreviewCreate(Body):
+    """Which network the images are for."""
+
+    model_id: Id
+
+
 class ModelView(BaseModel):
     """A model as a client sees it."""
 
@@ -155,10 +166,11 @@ class JobError(BaseModel):
 class JobView(BaseModel):
     """A job as a client sees it.
 
-    `links` holds the report, its page and figures, and the checkpoint once there are any.
+    `links` holds the report, its page and figures, and the checkpoint once there are any; of a preview, the report.
     """
 
     id: str
+    kind: JobKind
     state: JobState
     phase: str | None
     progress: Progress | None
@@ -192,6 +204,7 @@ class JobView(BaseModel):
                     ("figures", "figures"),
                     ("checkpoint", "checkpoint"),
                 )
+                if row.kind != PREVIEW or name == "report"
             }
         return cls.model_validate({"progress": None, "error": None} | values)
 

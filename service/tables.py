@@ -28,6 +28,10 @@ LOCAL_TENANT = "local"
 AWAITING_CONTENT = "awaiting_content"
 READY = "ready"
 
+# What a job is for: a sanitized checkpoint, or only a look at its clean set.
+SANITIZE = "sanitize"
+PREVIEW = "preview"
+
 QUEUED = "queued"
 RUNNING = "running"
 CANCELLING = "cancelling"
@@ -152,7 +156,7 @@ class DatasetRow(Base):
 
 
 class JobRow(Base):
-    """One sanitization; this table is the queue, and a broker's message only a hint to look at it."""
+    """One sanitization or preview; this table is the queue, and a broker's message only a hint to look at it."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -168,6 +172,8 @@ class JobRow(Base):
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     tenant: Mapped[str] = mapped_column(String(64))
+    # The default is the database's, so that a release that knows one kind only can go on inserting.
+    kind: Mapped[str] = mapped_column(String(20), default=SANITIZE, server_default=SANITIZE)
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
     clean_dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
     triggered_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))

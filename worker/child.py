@@ -38,7 +38,9 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
 
-    import worker.sanitizer.sanitize  # noqa: F401, PLC0415 - torch: only in this process, and after the limits
+    # torch: only in this process, and after the limits
+    import worker.sanitizer.preview  # noqa: PLC0415
+    import worker.sanitizer.sanitize  # noqa: F401, PLC0415
 
     line = sys.stdin.buffer.readline()
     if not line:  # the supervisor has gone, or does not need its spare any more
@@ -74,13 +76,33 @@ def _serve(line: bytes, emit: Callable[[protocol.Event], None]) -> None:
     import pydantic  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    from worker.sanitizer.report import to_json  # noqa: PLC0415
-    from worker.sanitizer.sanitize import sanitize  # noqa: PLC0415
-
     request = pydantic.TypeAdapter(protocol.Request).validate_json(line)
     _limit(resource.RLIMIT_FSIZE, request.max_file_bytes)
     if request.threads:
         torch.set_num_threads(request.threads)
+    text = (_preview if request.kind == "preview" else _sanitize)(request, _throttled(emit))
+    Path(request.report_path).write_text(text, encoding="utf-8")
+
+
+def _preview(request: protocol.Request, progress: Callable[[str, int, int], None]) -> str:
+    from worker.sanitizer.findings import to_json  # noqa: PLC0415
+    from worker.sanitizer.preview import preview  # noqa: PLC0415
+
+    found = preview(
+        checkpoint_path=Path(request.checkpoint_path),
+        clean_path=Path(request.clean_path),
+        architecture=request.architecture,
+        input_spec=request.input,
+        device_name=request.spec.device,
+        progress=progress,
+    )
+    return to_json(found)
+
+
+def _sanitize(request: protocol.Request, progress: Callable[[str, int, int], None]) -> str:
+    from worker.sanitizer.report import to_json  # noqa: PLC0415
+    from worker.sanitizer.sanitize import sanitize  # noqa: PLC0415
+
     report = sanitize(
         checkpoint_path=Path(request.checkpoint_path),
         clean_path=Path(request.clean_path),
@@ -91,9 +113,9 @@ def _serve(line: bytes, emit: Callable[[protocol.Event], None]) -> None:
         architecture=request.architecture,
         input_spec=request.input,
         spec=request.spec,
-        progress=_throttled(emit),
+        progress=progress,
     )
-    Path(request.report_path).write_text(to_json(report), encoding="utf-8")
+    return to_json(report)
 
 
 def _throttled(emit: Callable[[protocol.Event], None]) -> Callable[[str, int, int], None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from worker.sanitizer.spec import ArchitectureSpec, InputSpec, SanitizeSpec
 
@@ -16,8 +16,12 @@ _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One job, as the child reads it. Paths are absolute; the child opens nothing else of ours."""
+    """One job, as the child reads it. Paths are absolute; the child opens nothing else of ours.
 
+    A preview writes its report only.
+    """
+
+    kind: Literal["sanitize", "preview"] = "sanitize"
     checkpoint_path: str
     clean_path: str
     triggered_path: str | None

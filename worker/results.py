@@ -8,11 +8,14 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import pydantic
 
+from worker.sanitizer.findings import Preview
 from worker.sanitizer.report import FigureInfo, Report
+
+Shape = TypeVar("Shape", Report, Preview)
 
 MAX_REPORT_BYTES = 64 * 1024 * 1024
 MAX_FIGURES = 32
@@ -57,10 +60,23 @@ def read_report(path: Path) -> Report:
     Raises:
         UntrueResultError: it is not there, too long, or of another shape.
     """
+    return _read(path, pydantic.TypeAdapter(Report))
+
+
+def read_preview(path: Path) -> Preview:
+    """The report of a preview.
+
+    Raises:
+        UntrueResultError: it is not there, too long, or of another shape.
+    """
+    return _read(path, pydantic.TypeAdapter(Preview))
+
+
+def _read(path: Path, shape: pydantic.TypeAdapter[Shape]) -> Shape:
     with open_plain(path, max_bytes=MAX_REPORT_BYTES) as file:
         text = file.read(MAX_REPORT_BYTES)
     try:
-        return pydantic.TypeAdapter(Report).validate_json(text)
+        return shape.validate_json(text)
     except pydantic.ValidationError as error:
         raise UntrueResultError("the report does not have its shape") from error
 

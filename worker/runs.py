@@ -19,8 +19,10 @@ from service import blobs, jobs
 from service.blobs import BlobMissingError
 from service.jobs import Claim, HeartbeatAnswer
 from service.settings import Settings
+from service.tables import PREVIEW
 from worker import protocol, results
 from worker.results import UntrueResultError
+from worker.sanitizer import findings
 from worker.sanitizer.report import to_json
 from worker.sanitizer.spec import ArchitectureSpec, InputSpec, SanitizeSpec
 from worker.supervisor import Kind, Limits, Outcome, Supervisor, Tick
@@ -144,6 +146,7 @@ class _Attempt:
                 (inputs / name).chmod(0o400)
         inputs.chmod(0o500)
         return protocol.Request(
+            kind="preview" if claim.kind == PREVIEW else "sanitize",
             checkpoint_path=str(inputs / "checkpoint"),
             clean_path=str(inputs / "clean"),
             triggered_path=str(inputs / "triggered") if claim.triggered_sha256 is not None else None,
@@ -176,6 +179,9 @@ class _Attempt:
 
     def _publish(self, request: protocol.Request) -> Ending:
         """Store the checkpoint and figures, then, guarded by the token, make them and the report the job's result."""
+        if request.kind == "preview":
+            preview = results.read_preview(Path(request.report_path))
+            return self._finished(jobs.succeed(self._sessions, self._claim, report_json=findings.to_json(preview)))
         report = results.read_report(Path(request.report_path))
         with results.open_plain(Path(request.output_path), max_bytes=request.max_file_bytes) as file:
             chunks = iter(lambda: file.read(READ_BYTES), b"")

@@ -97,6 +97,10 @@ class Client:
             body["triggered_dataset_id"] = triggered_dataset_id
         return self._json("POST", "/v1/jobs", json=body)
 
+    def preview(self, dataset_id: str, model_id: str) -> Json:
+        """Start a look at a clean set with a model, and return its job as queued; its report is the preview."""
+        return self._json("POST", f"/v1/datasets/{dataset_id}/preview", json={"model_id": model_id})
+
     def job(self, job_id: str) -> Json:
         """Return a job as it stands."""
         return self._json("GET", f"/v1/jobs/{job_id}")

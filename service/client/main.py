@@ -17,7 +17,7 @@ from service.client import show
 from service.client.api import ApiError, Client, default_url
 from service.client.demo import demo
 from service.client.up import migrate, up
-from service.client.work import Inputs, sanitize
+from service.client.work import Inputs, preview, sanitize
 
 MAX_LISTED = 100
 COLUMNS = {
@@ -70,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--spec", type=Path, help="JSON: what to do; all of it has defaults")
     command.add_argument("-o", "--output", type=Path, required=True)
 
+    command = _add_remote(commands, "preview", "upload, and look at the clean set before a job", _preview)
+    command.add_argument("checkpoint", type=Path, metavar="MODEL")
+    command.add_argument("--meta", type=Path, required=True, help="JSON: name, architecture, input")
+    command.add_argument("--clean", type=Path, required=True, help="clean labelled images")
+
     for what in COLUMNS:
         nested = commands.add_parser(what, help=f"list {what}").add_subparsers(required=True, metavar="COMMAND")
         command = _add_remote(nested, "list", f"list {what}", _list)
@@ -105,6 +110,16 @@ def _sanitize(options: argparse.Namespace) -> int:
     show.print_report(console, results.report)
     console.print(f"sanitized checkpoint: {results.checkpoint_path}\nreport:               {results.report_path}")
     return 0
+
+
+def _preview(options: argparse.Namespace) -> int:
+    """Exit with 1 if a job with these files would be refused."""
+    console = Console()
+    inputs = Inputs(checkpoint=options.checkpoint, metadata=_read_json(options.meta), clean=options.clean)
+    with Client(options.url) as client:
+        found = preview(client, inputs, console)
+    show.print_preview(console, found)
+    return int(any(finding["severity"] == "refusal" for finding in found["findings"]))
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 MAX_CHANNELS_SHOWN = 12
+MAX_CLASSES_SHOWN = 50
 
 Json = dict[str, Any]
 
@@ -67,6 +69,24 @@ def _print_judgement(console: Console, report: Json) -> None:
     if estimate is not None:
         before, after = (100 * estimate[key] for key in ("before", "after"))
         console.print(f"synthesised triggers: {before:.1f} % before, {after:.1f} % after (an estimate)")
+
+
+def print_preview(console: Console, preview: Json) -> None:
+    """Print what a preview found: the classes, the model's accuracy, and everything that needs a look."""
+    table = Table(title=f"{preview['num_images']} images, {preview['format']}", title_justify="left")
+    for column in ("class", "name", "images", "recall"):
+        table.add_column(column, justify="left" if column == "name" else "right")
+    for one in preview["classes"][:MAX_CLASSES_SHOWN]:
+        recall = "" if one["recall"] is None else f"{100 * one['recall']:.1f} %"
+        table.add_row(str(one["class_index"]), escape(one["name"] or ""), str(one["num_images"]), recall)
+    console.print(table)
+    if preview["accuracy"] is not None:
+        console.print(f"the model agrees with {_percent(preview['accuracy'])} of the labels")
+    for finding in preview["findings"]:
+        colour = "red" if finding["severity"] == "refusal" else "yellow"
+        console.print(f"[{colour}]{finding['severity']}[/{colour}] {finding['code']}: {escape(finding['message'])}")
+    if not preview["findings"]:
+        console.print("nothing stands in the way of a job")
 
 
 def print_records(console: Console, records: list[Json], columns: tuple[str, ...]) -> None:

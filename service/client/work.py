@@ -36,6 +36,23 @@ class Results:
     report_path: Path
 
 
+def preview(client: Client, inputs: Inputs, console: Console) -> dict[str, Any]:
+    """Upload the checkpoint and the clean set, look at them together, and return what was found.
+
+    Raises:
+        ApiError: the service refused, or the job failed.
+    """
+    model = client.create_model(inputs.metadata)
+    client.upload_model(model["id"], inputs.checkpoint)
+    clean = client.create_dataset("clean", name=inputs.clean.name)
+    client.upload_dataset(clean["id"], inputs.clean)
+    job = client.preview(clean["id"], model["id"])
+    with show.live_progress(console) as on_progress:
+        job = client.wait(job["id"], on_progress=on_progress)
+    _raise_for_end(job)
+    return client.report(job["id"])
+
+
 def sanitize(
     client: Client, inputs: Inputs, output: Path, console: Console, *, on_poll: Callable[[], None] = lambda: None
 ) -> Results:
@@ -64,12 +81,16 @@ def sanitize(
             on_poll()
 
         job = client.wait(job["id"], on_progress=on_job)
-    if job["state"] != "succeeded":
-        error = job.get("error") or {"code": f"job_{job['state']}", "message": f"the job was {job['state']}"}
-        raise ApiError(error["code"], error["message"])
+    _raise_for_end(job)
     report = client.report(job["id"])
     output.parent.mkdir(parents=True, exist_ok=True)
     client.download(job["id"], output)
     report_path = output.with_name(output.name + ".report.json")
     report_path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return Results(job_id=job["id"], report=report, checkpoint_path=output, report_path=report_path)
+
+
+def _raise_for_end(job: Mapping[str, Any]) -> None:
+    if job["state"] != "succeeded":
+        error = job.get("error") or {"code": f"job_{job['state']}", "message": f"the job was {job['state']}"}
+        raise ApiError(error["code"], error["message"])

@@ -36,6 +36,7 @@ class Claim:
 
     job_id: str
     tenant: str
+    kind: str
     token: int
     attempt: int
     max_attempts: int
@@ -114,6 +115,7 @@ def claim(
         return Claim(
             job_id=job_id,
             tenant=job.tenant,
+            kind=job.kind,
             token=taken.token,
             attempt=taken.attempt,
             max_attempts=max_attempts,
@@ -154,13 +156,13 @@ def succeed(
     claim: Claim,
     *,
     report_json: str,
-    checkpoint_sha256: str,
-    checkpoint_size: int,
+    checkpoint_sha256: str | None = None,
+    checkpoint_size: int | None = None,
     figures: Sequence[Figure] = (),
 ) -> bool:
     """Publish the result, in one transaction. False: the lease was lost, nothing was written.
 
-    A cancel that arrived after the work was done comes too late: the job has succeeded.
+    A preview has no checkpoint. A cancel that arrived after the work was done comes too late: the job has succeeded.
     """
     return _finish(
         sessions,

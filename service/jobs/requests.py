@@ -17,8 +17,10 @@ from service.tables import (
     CANCELLING,
     FAILED,
     OPEN_STATES,
+    PREVIEW,
     QUEUED,
     RUNNING,
+    SANITIZE,
     SUCCEEDED,
     DatasetRow,
     JobFigureRow,
@@ -49,6 +51,7 @@ def submit(
     triggered_dataset_id: str | None,
     spec: dict[str, Any],
     needs_triggered: bool,
+    kind: str = SANITIZE,
 ) -> JobRow:
     """Record a job as queued and commit. The caller sends the hint afterwards, then calls `mark_sent`.
 
@@ -77,6 +80,7 @@ def submit(
         job = JobRow(
             id=ids.new_id(ids.JOB),
             tenant=tenant,
+            kind=kind,
             model_id=model_id,
             clean_dataset_id=clean_dataset_id,
             triggered_dataset_id=triggered_dataset_id,
@@ -158,10 +162,15 @@ def checkpoint(sessions: sessionmaker[Session], tenant: str, job_id: str) -> Res
     """Where the finished job's checkpoint is, and what to call it.
 
     Raises:
-        NotFoundError: job_not_found.
+        NotFoundError: job_not_found, checkpoint_not_found.
         ConflictError: job_not_finished, job_failed, job_cancelled.
     """
     job = _finished(sessions, tenant, job_id)
+    if job.kind == PREVIEW:
+        raise NotFoundError(
+            "a preview changes nothing, so it has no checkpoint; its report says what it found",
+            code="checkpoint_not_found",
+        )
     assert job.checkpoint_sha256 is not None
     assert job.checkpoint_size is not None
     with sessions() as session:

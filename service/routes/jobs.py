@@ -11,10 +11,25 @@ from fastapi.responses import HTMLResponse
 
 from service import blobs, broker, downloads, ids, jobs, pages
 from service.deps import Held, Paging, Resources, Tenant
-from service.schemas import PROBLEMS, FigureView, JobCreate, JobState, JobView, Page, Report, plain
-from service.tables import OPEN_STATES
+from service.errors import NotFoundError
+from service.schemas import (
+    PROBLEMS,
+    FigureView,
+    JobCreate,
+    JobState,
+    JobView,
+    Page,
+    Preview,
+    PreviewCreate,
+    Report,
+    SanitizeSpec,
+    plain,
+)
+from service.tables import OPEN_STATES, PREVIEW, JobRow
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
+# A preview is asked of a data set, and is a job from then on.
+previews = APIRouter(prefix="/v1/datasets", tags=["datasets"], responses=PROBLEMS)
 
 POLL_SECONDS = "1"
 
@@ -33,10 +48,26 @@ def submit(body: JobCreate, held: Held, tenant: Tenant, response: Response) -> J
         spec=plain(body.spec),
         needs_triggered=body.spec.guided_by_trigger_samples,
     )
-    _hint(held, job.id)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    response.headers["Retry-After"] = POLL_SECONDS
-    return JobView.of(job)
+    return _accepted(job, held, response)
+
+
+@previews.post("/{dataset_id}/preview", status_code=202, summary="Look at a clean set before a job")
+def preview(dataset_id: str, body: PreviewCreate, held: Held, tenant: Tenant, response: Response) -> JobView:
+    """Counts, duplicates, wrong sizes, and how the model takes the images; nothing is pruned or written.
+
+    Poll `Location`; the job's report is the preview. What a real job would refuse is listed in its `findings`.
+    """
+    job = jobs.submit(
+        held.sessions,
+        tenant,
+        model_id=body.model_id,
+        clean_dataset_id=dataset_id,
+        triggered_dataset_id=None,
+        spec=plain(SanitizeSpec()),
+        needs_triggered=False,
+        kind=PREVIEW,
+    )
+    return _accepted(job, held, response)
 
 
 @router.get("", summary="List jobs, newest first")
@@ -64,10 +95,11 @@ def cancel(job_id: str, held: Held, tenant: Tenant) -> JobView:
 _PAGE = {"content": {"text/html": {}}, "description": "The report; for a browser, which asks for it, as a page."}
 
 
-@router.get("/{job_id}/report", response_model=Report, responses={200: _PAGE}, summary="Read the report")
+@router.get("/{job_id}/report", response_model=Report | Preview, responses={200: _PAGE}, summary="Read the report")
 def report(job_id: str, request: Request, held: Held, tenant: Tenant) -> Response:
-    """The evidence, exactly as the worker wrote it."""
-    if _wants_page(request.headers.get("accept", "")):
+    """The evidence, exactly as the worker wrote it; of a preview, what it found, which has no page."""
+    is_preview = jobs.get(held.sessions, tenant, job_id).kind == PREVIEW
+    if not is_preview and _wants_page(request.headers.get("accept", "")):
         return _page(held, tenant, job_id)
     return Response(
         jobs.report(held.sessions, tenant, job_id), media_type="application/json", headers={"Vary": "Accept"}
@@ -142,6 +174,8 @@ def figure(job_id: str, name: str, request: Request, held: Held, tenant: Tenant)
 def _page(held: Resources, tenant: str, job_id: str) -> Response:
     text = jobs.report(held.sessions, tenant, job_id)
     job = jobs.get(held.sessions, tenant, job_id)
+    if job.kind == PREVIEW:
+        raise NotFoundError("a preview has no page; read its report as JSON", code="page_not_found")
     pictures = [
         pages.Picture(
             title=row.title,
@@ -179,6 +213,13 @@ def _wants_page(accept: str) -> bool:
             except ValueError:
                 continue
     return liking["text/html"] > liking["application/json"]
+
+
+def _accepted(job: JobRow, held: Resources, response: Response) -> JobView:
+    _hint(held, job.id)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    response.headers["Retry-After"] = POLL_SECONDS
+    return JobView.of(job)
 
 
 def _hint(held: Resources, job_id: str) -> None:

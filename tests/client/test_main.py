@@ -41,3 +41,20 @@ def test_the_bundled_example_is_whole():
     assert set(inputs.metadata) == {"name", "architecture", "input"}
     assert isinstance(inputs.target_class, int)
     json.dumps(inputs.metadata)
+
+
+def test_a_preview_is_shown_with_what_needs_a_look(capsys):
+    from rich.console import Console  # noqa: PLC0415
+
+    from service.client import show  # noqa: PLC0415
+
+    finding = {"severity": "refusal", "code": "too_few_per_class", "message": "class 1 [dog] has 2"}
+    one = {"class_index": 1, "name": "[red]dog", "num_images": 2, "recall": 0.5, "mostly_predicted": 1}
+    accuracy = {"value": 0.9, "low": 0.8, "high": 0.95, "num_images": 20}
+    found = {"num_images": 20, "format": "npz", "classes": [one], "accuracy": accuracy, "findings": [finding]}
+    show.print_preview(Console(width=200), found)
+    text = capsys.readouterr().out
+    assert "[red]dog" in text  # a name is no markup
+    assert "refusal too_few_per_class: class 1 [dog] has 2" in text
+    show.print_preview(Console(width=200), found | {"accuracy": None, "findings": []})
+    assert "nothing stands in the way" in capsys.readouterr().out

@@ -69,6 +69,7 @@ def test_metadata_without_labels_leaves_the_folders_to_decide(tmp_path):
         ({"a.png": image(), "metadata.jsonl": jsonl({"file_name": "a.png", "label": [1]})}, "corrupt_dataset"),
         ({"a.png": image(), "metadata.jsonl": jsonl({"file_name": "a.png", "label": True})}, "corrupt_dataset"),
         ({"a.png": image(), "metadata.jsonl": jsonl({"file_name": ["a.png"], "label": 1})}, "corrupt_dataset"),
+        ({"a.png": image(), "metadata.jsonl": jsonl({"file_name": "a.png", "label": "\ud800"})}, "corrupt_dataset"),
         ({"a/metadata.csv": csv("x.png,c,"), "b/metadata.csv": csv("y.png,c,"), "a/x.png": image()}, "several_splits"),
         ({"train/cat/1.png": image(), "test/cat/2.png": image()}, "several_splits"),
         ({"metadata.csv": csv("a.png,cat,")}, "empty_dataset"),

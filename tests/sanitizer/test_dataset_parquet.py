@@ -128,6 +128,7 @@ def test_sizes_are_fitted_and_gray_is_repeated(tmp_path):
         (written(pa.table({f"c{i}": [1] for i in range(80)})), "wrong_parquet_layout"),
         (written(table(data=[None] * 4)), "wrong_parquet_layout"),
         (written(table(noted=features(label={"names": [1], "_type": "ClassLabel"}))), "wrong_parquet_layout"),
+        (written(table(noted=features(label={"names": ["\ud800"], "_type": "ClassLabel"}))), "wrong_parquet_layout"),
         (written(table(labels=(1, None, 1, 1))), "wrong_label_array"),
         (written(pa.table({"image": table()["image"], "label": ["cat"] * 4})), "wrong_label_array"),
         (written(table(data=[b"GIF89a"] * 4)), "corrupt_dataset"),

@@ -16,7 +16,7 @@ def test_a_job_is_accepted_polled_and_read(any_api, refused):
     body = any_api.job_body()
     answer = any_api.http.post("/v1/jobs", json=body)
     job = answer.json()
-    assert (answer.status_code, job["state"], job["attempt"]) == (202, "queued", 0)
+    assert (answer.status_code, job["kind"], job["state"], job["attempt"]) == (202, "sanitize", "queued", 0)
     assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
     assert answer.headers["retry-after"]
     assert job["spec"]["criterion"] == "linf"
@@ -39,6 +39,44 @@ def test_a_job_is_accepted_polled_and_read(any_api, refused):
 
     for path in ENDED_ONLY:
         refused(any_api.http.get(f"/v1/jobs/{job['id']}/{path}"), 409, "job_not_finished")
+
+
+def previewed(any_api, safetensors):
+    model = any_api.model(safetensors(b"weights"))
+    clean = any_api.dataset(safetensors(b"images"))
+    return any_api.http.post(f"/v1/datasets/{clean['id']}/preview", json={"model_id": model["id"]}), model, clean
+
+
+def test_a_preview_is_a_job_whose_report_is_what_it_found(any_api, refused, safetensors):
+    answer, model, clean = previewed(any_api, safetensors)
+    job = answer.json()
+    assert (answer.status_code, job["kind"], job["state"]) == (202, "preview", "queued")
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert (job["model_id"], job["clean_dataset_id"]) == (model["id"], clean["id"])
+    refused(any_api.http.delete(f"/v1/datasets/{clean['id']}"), 409, "resource_in_use")
+
+    claim = any_api.claim(job)
+    assert claim.kind == "preview"
+    assert jobs.succeed(any_api.sessions, claim, report_json='{"kind": "preview"}')
+    done = any_api.http.get(f"/v1/jobs/{job['id']}").json()
+    assert set(done["links"]) == {"self", "cancel", "report"}
+    for accept in ("application/json", "text/html"):
+        found = any_api.http.get(done["links"]["report"], headers={"Accept": accept})
+        assert found.json() == {"kind": "preview"}
+    refused(any_api.http.get(f"/v1/jobs/{job['id']}/checkpoint"), 404, "checkpoint_not_found")
+    refused(any_api.http.get(f"/v1/jobs/{job['id']}/report.html"), 404, "page_not_found")
+    assert any_api.http.get(f"/v1/jobs/{job['id']}/figures").json()["items"] == []
+
+
+def test_a_preview_needs_a_clean_set_and_a_model(api, refused, safetensors):
+    _, model, clean = previewed(api, safetensors)
+    post = api.http.post
+    refused(post("/v1/datasets/nothing/preview", json={"model_id": model["id"]}), 404, "dataset_not_found")
+    refused(post(f"/v1/datasets/{clean['id']}/preview", json={"model_id": "nothing"}), 404, "model_not_found")
+    refused(post(f"/v1/datasets/{clean['id']}/preview", json={}), 422, "invalid_request")
+    triggered = api.dataset(safetensors(b"t"), kind="triggered")
+    path = f"/v1/datasets/{triggered['id']}/preview"
+    refused(post(path, json={"model_id": model["id"]}), 422, "wrong_dataset_kind")
 
 
 def test_a_hint_is_sent_after_the_commit(api):

@@ -9,7 +9,7 @@ import pytest
 
 from service.client.demo import bundled_inputs
 from worker.protocol import Progress, Refused, Request, Started, Succeeded, decode
-from worker.results import read_figures, read_report
+from worker.results import read_figures, read_preview, read_report
 from worker.sanitizer.checkpoint import read
 from worker.sanitizer.spec import ArchitectureSpec, FixedFraction, InputSpec, SanitizeSpec
 from worker.supervisor import Kind, Limits, Supervisor, Tick
@@ -73,6 +73,16 @@ def test_a_whole_job_leaves_a_checkpoint_and_a_report_and_tells_its_progress(sup
     infos = read_report(tmp_path / "report.json").figures
     assert [info.name for info in infos] == ["gradcam"]  # no sweep and no trigger samples: nothing else to show
     assert len(list(read_figures(tmp_path / "figures", infos))) == len(infos)
+
+
+def test_a_preview_leaves_its_report_and_nothing_else(supervisor, make_request, tmp_path):
+    outcome = run(supervisor, make_request(kind="preview"))
+    assert outcome.kind is Kind.SUCCEEDED, outcome
+    found = read_preview(tmp_path / "report.json")
+    assert found.num_images > 100
+    assert found.accuracy.value > 0.8
+    assert not found.would_be_refused
+    assert not (tmp_path / "output").exists()
 
 
 def test_a_refusal_of_the_library_reaches_the_caller_with_its_code(supervisor, make_request, tmp_path):

@@ -35,7 +35,7 @@ def submit(sqlite_sessions):
         resources.record_content(sqlite_sessions, row, LOCAL_TENANT, created.id, content)
         return created.id
 
-    def submit(fault):
+    def submit(fault, kind="sanitize"):
         model = resources.create_model(
             sqlite_sessions, LOCAL_TENANT, name=None, architecture=ARCHITECTURE, input_spec=INPUT
         )
@@ -48,6 +48,7 @@ def submit(sqlite_sessions):
             triggered_dataset_id=None,
             spec=SPEC,
             needs_triggered=False,
+            kind=kind,
         ).id
 
     return submit
@@ -90,6 +91,19 @@ def test_the_figures_are_published_with_the_report(sqlite_sessions, submit, run)
     assert (figure.sha256, figure.size) == (listed["sha256"], listed["size_bytes"])
     data = b"".join(blobs.read(sqlite_sessions, LOCAL_TENANT, figure.sha256))
     assert data.startswith(b"\x89PNG")
+
+
+def test_a_preview_publishes_its_report_and_no_checkpoint(sqlite_sessions, submit, run, job):
+    job_id = submit("look well", kind="preview")
+    assert run(job_id) is Ending.FINISHED
+    assert (job(job_id).state, job(job_id).kind, job(job_id).checkpoint_sha256) == ("succeeded", "preview", None)
+    assert json.loads(jobs.report(sqlite_sessions, LOCAL_TENANT, job_id))["num_images"] == 7
+
+
+def test_a_preview_of_another_shape_is_not_believed(submit, run, job):
+    job_id = submit("bad_report", kind="preview")
+    assert run(job_id) is Ending.GIVEN_BACK
+    assert job(job_id).error_code == "worker_crashed"
 
 
 def test_a_second_hint_for_a_job_does_nothing(submit, run):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from worker.sanitizer.archives import MAX_MEMBERS
 from worker.sanitizer.refusals import CorruptDatasetError, DatasetTooLargeError
+from worker.sanitizer.spec import MAX_NAME
 
 FILES = ("metadata.csv", "metadata.jsonl")
 MAX_BYTES = 32 * 2**20
@@ -29,6 +30,8 @@ def read_labels(data: bytes, name: str) -> dict[str, str] | None:
             label = row["label"]
             if not isinstance(label, str | int) or isinstance(label, bool) or not isinstance(row.get("file_name"), str):
                 raise CorruptDatasetError(f"{name!r}: each row needs a file_name and a label, a number or a name")
+            if len(str(label)) > MAX_NAME or not str(label).isprintable():
+                raise CorruptDatasetError(f"{name!r}: a label is no printable text of at most {MAX_NAME} characters")
             labels[str(row["file_name"])] = str(label)
             if len(labels) > MAX_MEMBERS:
                 raise DatasetTooLargeError(f"{name!r} has more than {MAX_MEMBERS} rows; upload fewer images")

@@ -186,8 +186,12 @@ def _class_names(feature: dict[str, Any]) -> tuple[str, ...] | None:
     names = feature.get("names")
     if feature.get("_type") != "ClassLabel" or not isinstance(names, list):
         return None
-    if not all(isinstance(name, str) and len(name) <= MAX_NAME for name in names) or len(names) > MAX_CLASSES:
-        raise ParquetLayoutError(f"class names must be texts of at most {MAX_NAME} characters; correct the features")
+    if len(names) > MAX_CLASSES or not all(
+        isinstance(name, str) and len(name) <= MAX_NAME and name.isprintable() for name in names
+    ):
+        raise ParquetLayoutError(
+            f"class names must be printable texts of at most {MAX_NAME} characters; correct the features"
+        )
     return tuple(names)
 
 
