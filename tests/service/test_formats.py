@@ -35,6 +35,15 @@ def test_the_formats_that_are_taken_are_told_apart(file, safetensors, zipped):
     assert formats.of_dataset(file(b"PAR1" + b"x" * 40 + b"PAR1")) == "parquet"
 
 
+def test_an_exported_program_is_told_from_a_state_dict_by_its_directory(file, zipped):
+    module = torch.nn.Linear(2, 2).eval()
+    program = saved(torch.export.save, torch.export.export(module, (torch.zeros(1, 2),)))
+    assert formats.of_model(file(program)) == "pt2"
+    assert formats.of_model(file(zipped("m/byteorder", "m/models/model.json"))) == "pt2"
+    assert formats.of_model(file(zipped("m/byteorder", "m/archive_format"))) == "pt2"
+    assert formats.of_model(file(zipped("m/data.pkl", "m/data/0", "m/data/models.json"))) == "torch_zip"
+
+
 def test_a_parquet_file_that_was_cut_off_is_refused(file):
     with pytest.raises(UnprocessableError) as refused:
         formats.of_dataset(file(b"PAR1" + b"x" * 40))

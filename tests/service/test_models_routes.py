@@ -110,6 +110,17 @@ def test_a_declaration_must_be_json(api, refused):
     )
 
 
+def test_an_architecture_from_the_file_has_no_name_of_its_own(api, refused):
+    declared = {"source": "file", "num_classes": 2, "in_channels": len(INPUT["mean"])}
+    made = api.http.post("/v1/models", json={"architecture": declared, "input": INPUT})
+    assert made.status_code == 201
+    assert made.json()["architecture"]["source"] == "file"
+    assert made.json()["architecture"]["name"] == ""
+    for more in ({"name": "resnet18_32"}, {"options": {"width": 4}}):
+        answer = api.http.post("/v1/models", json={"architecture": declared | more, "input": INPUT})
+        refused(answer, 422, "invalid_request")
+
+
 def test_pages_are_newest_first_and_stable_under_insertion(any_api):
     made = [any_api.model()["id"] for _ in range(5)]
     first = any_api.http.get("/v1/models", params={"limit": 2}).json()
