@@ -13,7 +13,8 @@ from torch import Tensor
 from worker.sanitizer import archives, safetensors_file
 from worker.sanitizer.checkpoint import torch_zip
 from worker.sanitizer.checkpoint.torch_zip import TorchZip
-from worker.sanitizer.programs import Program, pt2
+from worker.sanitizer.programs import Program, onnx_model, pt2
+from worker.sanitizer.programs.onnx_model import OnnxModel
 from worker.sanitizer.programs.pt2 import ExportedProgram
 from worker.sanitizer.refusals import (
     BarePickleError,
@@ -50,7 +51,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     wrapper: str | None
     prefix: str
-    source: SafetensorsFile | TorchZip | ExportedProgram
+    source: SafetensorsFile | TorchZip | ExportedProgram | OnnxModel
     program: Program | None = None
 
     def write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -80,12 +81,14 @@ class Checkpoint:
             safetensors_file.write(file, self.source, {self.prefix + name: on_cpu[name] for name in on_cpu})
         elif isinstance(self.source, ExportedProgram):
             pt2.write(file, self.source, on_cpu)
+        elif isinstance(self.source, OnnxModel):
+            onnx_model.write(file, self.source, on_cpu)
         else:
             torch_zip.write(file, self.source, [(self.tensors[name], value) for name, value in on_cpu.items()])
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a safetensors file, a torch zip that holds a state dict, or an exported program.
+    """Read a safetensors file, a torch zip that holds a state dict, an exported program or an ONNX file.
 
     Raises:
         CheckpointRefusedError: the file is not accepted; the code says by which rule.
@@ -101,7 +104,7 @@ def _read(path: Path) -> Checkpoint:
         first_bytes = file.read(_FIRST_BYTES)
     if first_bytes.startswith(archives.MAGIC):
         if pt2.looks_like(_member_names(path)):
-            return _of_program(pt2.read(path))
+            return _of_program("pt2", pt2.read(path))
         archive = torch_zip.read(path)
         wrapper, found = _find_state_dict(archive.root)
         return _checked("torch_zip", found, wrapper, archive)
@@ -110,6 +113,8 @@ def _read(path: Path) -> Checkpoint:
         if not file_read.tensors:
             raise NoStateDictError("the safetensors file holds no tensor; save the model's state dict")
         return _checked("safetensors", file_read.tensors, None, file_read)
+    if onnx_model.looks_like(first_bytes):
+        return _of_program("onnx", onnx_model.read(path))
     raise _refusal(first_bytes)
 
 
@@ -120,10 +125,10 @@ def _member_names(path: Path) -> list[str]:
         ]
 
 
-def _of_program(exported: ExportedProgram) -> Checkpoint:
-    _refuse_non_finite(exported.tensors)
+def _of_program(kind: Literal["pt2", "onnx"], source: ExportedProgram | OnnxModel) -> Checkpoint:
+    _refuse_non_finite(source.tensors)
     return Checkpoint(
-        format="pt2", tensors=exported.tensors, wrapper=None, prefix="", source=exported, program=exported.program
+        format=kind, tensors=source.tensors, wrapper=None, prefix="", source=source, program=source.program
     )
 
 
@@ -153,7 +158,7 @@ def _refusal(first_bytes: bytes) -> CheckpointRefusedError:
             "torch.save(model.state_dict(), path), or as safetensors"
         )
     return UnknownCheckpointFormatError(
-        "this is neither safetensors nor a torch checkpoint; save the weights as safetensors, "
+        "this is neither safetensors nor a torch checkpoint, nor ONNX; save the weights as safetensors, "
         "or with torch.save(model.state_dict(), path)"
     )
 

@@ -12,7 +12,6 @@ from worker.sanitizer.programs.onnx_builder import Value, aten
 from worker.sanitizer.programs.onnx_call import Call, Handler, dtype_of, is_float
 from worker.sanitizer.programs.onnx_tensors import DTYPES
 
-_LOGICAL = (aten.logical_and.default, aten.logical_or.default, aten.logical_xor.default)
 _SIXTH = 1 / 6
 _CLOSE = 1e-6
 
@@ -49,7 +48,6 @@ def operators() -> dict[str, Handler]:
         "Less": aten.lt.Tensor,
         "LessOrEqual": aten.le.Tensor,
         "Or": aten.logical_or.default,
-        "Sub": aten.sub.Tensor,
         "Xor": aten.logical_xor.default,
     }
     return {
@@ -78,6 +76,7 @@ def operators() -> dict[str, Handler]:
         "Pow": _pow,
         "Selu": _selu,
         "Softsign": _softsign,
+        "Sub": _sub,
         "Sum": _variadic(aten.add.Tensor),
         "Swish": _swish,
         "ThresholdedRelu": lambda call: call.builder.call(
@@ -92,13 +91,7 @@ def _unary(target: OpOverload) -> Handler:
 
 
 def _binary(target: OpOverload) -> Handler:
-    def handle(call: Call) -> Value:
-        left, right = _plain(call, 0), _plain(call, 1)
-        # A number on the right is faster than a tensor of one.
-        number = None if target in _LOGICAL else _number(call, right, beside=left)
-        return call.builder.call(target, left, right if number is None else number)
-
-    return handle
+    return lambda call: call.builder.call(target, _plain(call, 0), _plain(call, 1))
 
 
 def _variadic(target: OpOverload) -> Handler:
@@ -126,6 +119,12 @@ def _commutative(call: Call, target: OpOverload) -> Value:
         left, right = right, left
     number = _number(call, right, beside=left)
     return call.builder.call(target, left, _trained(call, right) if number is None else number)
+
+
+def _sub(call: Call) -> Value:
+    left, right = _plain(call, 0), _plain(call, 1)
+    number = _number(call, right, beside=left)
+    return call.builder.call(aten.sub.Tensor, left, right if number is None else number)
 
 
 def _div(call: Call) -> Value:
