@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import struct
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from service.errors import UnprocessableError
 
-ModelFormat = Literal["safetensors", "torch_zip", "pt2"]
+ModelFormat = Literal["safetensors", "torch_zip", "pt2", "onnx"]
 DatasetFormat = Literal["npz", "safetensors", "image_zip", "parquet"]
 
 MAX_SAFETENSORS_HEADER_BYTES = 4 * 1024 * 1024
@@ -21,9 +21,15 @@ _ZIP_END = struct.Struct("<4s4H2LH")
 _MAX_DIRECTORY_BYTES = 4 * 1024 * 1024
 _PROGRAM_MEMBER = re.compile(rb"/(?:models/[A-Za-z0-9_-]{1,100}\.json|data/weights/weight_[0-9]|archive_format)")
 
+# What may follow the version of ONNX's format: the producer's names and notes, the graph, opsets, metadata.
+_AFTER_ONNX_VERSION = frozenset(b"\x12\x1a\x22\x28\x32\x3a\x42\x72")
+_PROTOBUF_NUMBER, _PROTOBUF_BYTES = 0, 2
+_MAX_ONNX_FIELDS = 10_000
+
 _SAVE_MODEL = (
     "Save the weights with safetensors.torch.save_file(model.state_dict(), path), "
-    "or with torch.save(model.state_dict(), path), or the whole model with torch.export.save(program, path) as .pt2, "
+    "or with torch.save(model.state_dict(), path), or the whole model with torch.export.save(program, path) as .pt2 "
+    "or with torch.onnx.export(model, images, path, external_data=False) as ONNX, "
     "and upload that file."
 )
 _SAVE_DATASET = (
@@ -73,6 +79,9 @@ def of_model(path: Path) -> ModelFormat:
             raise _refuse(code, "a zip archive of arrays or images, not of weights", _SAVE_MODEL)
         _check_zip_end(path)
         return "pt2" if _is_exported_program(name, path) else "torch_zip"
+    if _is_onnx(head):
+        _check_onnx_end(path)
+        return "onnx"
     raise _refuse(code, _describe(head), _SAVE_MODEL)
 
 
@@ -107,6 +116,38 @@ def _head(path: Path) -> bytes:
 def _is_safetensors(head: bytes) -> bool:
     """Eight bytes of header length, then JSON that begins with a brace."""
     return len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\x00\x00"
+
+
+def _is_onnx(head: bytes) -> bool:
+    """The version of ONNX's format, a small number, and then one of the fields that its writers put next."""
+    return len(head) > 4 and head[0] == 0x08 and 3 <= head[1] < 0x40 and head[2] in _AFTER_ONNX_VERSION
+
+
+def _check_onnx_end(path: Path) -> None:
+    """Go from field to field of the outermost message, which are few; each says how long it is."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for _ in range(_MAX_ONNX_FIELDS):
+            if file.tell() >= size:
+                break
+            kind = _varint(file) & 7
+            length = _varint(file) if kind in {_PROTOBUF_NUMBER, _PROTOBUF_BYTES} else 4 if kind == 5 else 8
+            if kind != _PROTOBUF_NUMBER:
+                file.seek(length, 1)
+        if file.tell() > size:
+            raise _truncated("an ONNX file that ends within its graph")
+
+
+def _varint(file: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            raise _truncated("an ONNX file that ends within a number")
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            break
+    return min(value, 1 << 40)
 
 
 def _check_safetensors_length(head: bytes, size: int, code: str, advice: str) -> None:

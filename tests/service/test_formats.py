@@ -1,6 +1,7 @@
 import io
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -42,6 +43,16 @@ def test_an_exported_program_is_told_from_a_state_dict_by_its_directory(file, zi
     assert formats.of_model(file(zipped("m/byteorder", "m/models/model.json"))) == "pt2"
     assert formats.of_model(file(zipped("m/byteorder", "m/archive_format"))) == "pt2"
     assert formats.of_model(file(zipped("m/data.pkl", "m/data/0", "m/data/models.json"))) == "torch_zip"
+
+
+def test_an_onnx_file_is_known_by_its_first_fields_and_its_length(file):
+    graph = onnx.helper.make_graph([], "g", [], [])
+    for more in ({}, {"ir_version": 4}, {"doc_string": "d" * 300}, {"producer_name": "p"}):
+        whole = onnx.helper.make_model(graph, **more).SerializeToString()
+        assert formats.of_model(file(whole)) == "onnx"
+        with pytest.raises(UnprocessableError) as refused:
+            formats.of_model(file(whole[:-1]))
+        assert refused.value.code == "truncated_content"
 
 
 def test_a_parquet_file_that_was_cut_off_is_refused(file):
