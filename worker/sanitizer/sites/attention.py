@@ -9,11 +9,11 @@ from torch import fx
 
 from worker.sanitizer.sites import dataflow, operators
 from worker.sanitizer.sites.layers import Skipped, layer_name, parts
-from worker.sanitizer.sites.operators import Layer, aten
-from worker.sanitizer.sites.site import Rows, Site
+from worker.sanitizer.sites.ownership import owned_rows
+from worker.sanitizer.sites.site import Site
 
 MIN_HEADS = 2
-# How far a softmax may lie before the product with the values: dropout, casts, a mask.
+# How far a softmax may lie before the product with the values: dropout, casts, a layer that lets the heads talk.
 MAX_STEPS_FROM_SOFTMAX = 6
 
 
@@ -34,7 +34,7 @@ def of_product(node: fx.Node) -> tuple[Site | Skipped, str] | None:
     if axis < 1 or shape[: axis + 1] != tuple(numbers.shape[: axis + 1]) or shape[axis] < MIN_HEADS:
         return Skipped(name, "its attention has no axis of heads"), ""
     runs = dataflow.runs(numbers, axis)
-    owned = None if runs is None else _owned(layer, *runs)
+    owned = None if runs is None else owned_rows(layer, *runs)
     if owned is None:
         return Skipped(name, "its attention heads do not own rows of stored tensors"), ""
     if not parts(node):
@@ -60,35 +60,7 @@ def _is_of_softmax(weights: object) -> bool:
             return False
         if weights.target in operators.SOFTMAXES:
             return True
-        if weights.target not in operators.IDENTITIES | operators.REARRANGEMENTS:
+        if weights.target not in operators.IDENTITIES | operators.REARRANGEMENTS | {operators.aten.linear.default}:
             return False
         weights = weights.args[0]
     return False
-
-
-def _owned(layer: Layer, start: int, block: int, stride: int) -> tuple[Rows, ...] | None:
-    weight = operators.parameter(layer.weight)
-    if weight is None:
-        return None
-    rows = Rows(weight, layer.weight_axis, start, block, stride)
-    if layer.bias is None:
-        return (rows,)
-    bias = operators.parameter(layer.bias)
-    if bias is not None:
-        return rows, Rows(bias, 0, start, block, stride)
-    return _in_parts(layer.bias, rows)
-
-
-def _in_parts(bias: fx.Node, rows: Rows) -> tuple[Rows, ...] | None:
-    """The rows in a bias that is put together from one part each for queries, keys and values."""
-    pieces = bias.args[0] if bias.target is aten.cat.default else None
-    if not isinstance(pieces, (list, tuple)) or rows.stride != rows.block:
-        return None
-    offset = 0
-    for piece in pieces:
-        (length,) = (operators.shape(piece) if isinstance(piece, fx.Node) else None) or (0,)
-        if offset == rows.start:
-            name = operators.parameter(piece) if isinstance(piece, fx.Node) else None
-            return None if name is None else (rows, Rows(name, 0, 0, rows.block, rows.stride))
-        offset += length
-    return None

@@ -42,7 +42,7 @@ def settle(start: fx.Node) -> Settled:
     x · sigmoid(x) meets in the product and maps zero to zero; a gate, sigmoid(x) alone, maps it to a half.
     """
     at_zero = {start: torch.zeros(())}
-    pending = dict.fromkeys(start.users)
+    pending = dict.fromkeys(operators.readers(start))
     found, is_activated, is_bent = Settled(start, False, 0.0), False, False
     while (node := _next(pending, at_zero)) is not None:
         del pending[node]
@@ -52,7 +52,7 @@ def settle(start: fx.Node) -> Settled:
         # What several branches share, or joins them, is bent where one of them was.
         if not pending and is_bent:
             found, is_bent = Settled(node, is_activated, float(at_zero[node])), False
-        pending.update(dict.fromkeys(node.users))
+        pending.update(dict.fromkeys(operators.readers(node)))
     return found
 
 
@@ -61,7 +61,7 @@ def ahead(node: fx.Node, axis: int) -> Iterator[tuple[fx.Node, int]]:
     yield node, axis
     numbers = numbered(node, axis)
     while numbers is not None:
-        user = operators.only_user(node)
+        user = operators.only_reader(node)
         if user is None or user.target not in operators.REARRANGEMENTS:
             return
         moved = _moved(user, node, numbers)
@@ -103,7 +103,10 @@ def numbered(node: fx.Node, axis: int) -> Tensor | None:
 
 def runs(numbers: Tensor, axis: int) -> tuple[int, int, int] | None:
     """(start, block, stride) of the channels along an axis: `block` consecutive numbers each, or None."""
-    sets = [torch.unique(one) for one in numbers.unbind(axis)]
+    flat = numbers.movedim(axis, 0).reshape(numbers.shape[axis], -1)
+    if bool((flat == flat[:, :1]).all()):  # Channels of one slice, of which there may be thousands.
+        flat = flat[:, :1]
+    sets = [torch.unique(one) for one in flat]
     blocks = {len(one) for one in sets}
     if len(blocks) != 1:
         return None

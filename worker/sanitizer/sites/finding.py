@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from worker.sanitizer.sites import attention, layers, operators
+from worker.sanitizer.sites import attention, gated, layers, operators
 from worker.sanitizer.sites.layers import Skipped
 from worker.sanitizer.sites.site import Site
 
@@ -28,9 +28,10 @@ def find_sites(graph: fx.GraphModule) -> tuple[tuple[Site, ...], dict[str, str]]
             if layers.layer_name(layer) in makers_of_values:
                 continue
             site, norm = layers.of_layer(layer)
-            found.append(site)
             if isinstance(site, Site) and norm is not None:
                 claimed.add(norm.node)
+            is_open = isinstance(site, Skipped) and layer.kind == "linear"
+            found.append((gated.of_layer(layer) if is_open else None) or site)
         elif node not in claimed and (norm := operators.norm(node)) is not None:
             found.append(layers.of_norm(norm))
     return _sorted_out(graph, found)

@@ -10,6 +10,8 @@ from worker.sanitizer.sites import dataflow, operators
 from worker.sanitizer.sites.operators import HEAD_TAIL, Layer, Norm, aten
 from worker.sanitizer.sites.site import Rows, Site
 
+GATE = "a gate: the function behind it turns silence into another value than zero"
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -79,12 +81,14 @@ def of_norm(norm: Norm) -> Site | Skipped:
     if not affine:
         return Skipped(name, "a norm without scale and shift")
     settled = dataflow.settle(norm.end)
+    if settled.at_zero:
+        return Skipped(name, GATE)
     is_batch = norm.kind == "batch"
     return Site(
         name=name,
         kind="norm",
         num_channels=_num_channels(norm.end, 1),
-        tap=norm.end.name if settled.at_zero else settled.node.name,
+        tap=settled.node.name,
         owned=affine,
         scale=affine,
         norm=name if is_batch else None,
@@ -120,7 +124,7 @@ def parts(tap: fx.Node) -> int:
 def _place(layer: Layer) -> Place:
     found, is_mixed, start, axis = None, False, layer.end, layer.axis
     for node, here in dataflow.ahead(layer.end, layer.axis):
-        norm = operators.norm(operators.only_user(node))
+        norm = operators.norm(operators.only_reader(node))
         if norm is not None and norm.node.args[0] is node:
             is_mixed = norm.axis != here
             if not is_mixed:
@@ -143,7 +147,7 @@ def _why_not(layer: Layer, place: Place) -> str | None:
         "no activation follows it, its channels are sums on their way to other layers": (
             not is_conv and not place.is_activated
         ),
-        "a gate: the function behind it turns silence into another value than zero": place.at_zero,
+        GATE: place.at_zero,
         "the norm behind it runs over more than its channels": place.is_mixed,
         "its values do not have the images in their first axis": not parts(place.tap),
         "the norm behind it has a scale or shift that is computed, not stored": (
@@ -220,7 +224,7 @@ def _prefix(norm: Norm) -> str:
 def _leads_to_output(node: fx.Node) -> bool:
     """Whether nothing but pooling and reshaping lies between the node and the logits."""
     while True:
-        user = operators.only_user(node)
+        user = operators.only_reader(node)
         if user is None:
             return False
         if user.op == "output":

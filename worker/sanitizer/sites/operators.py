@@ -91,6 +91,8 @@ LAYER_NORMS = {
     aten.native_layer_norm.default: (True, True),
     aten.rms_norm.default: (False, False),
 }
+SPLITS = frozenset({aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int})
+SHAPE_READERS = frozenset({aten.sym_size.int, aten.sym_numel.default})
 ATTENTIONS = frozenset({aten.scaled_dot_product_attention.default})
 PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})
 SOFTMAXES = frozenset({aten.softmax.int, aten._softmax.default})  # noqa: SLF001 - an overload
@@ -193,9 +195,15 @@ def parameter(node: fx.Node | None) -> str | None:
     return str(node.target) if node is not None and node.op == "get_attr" else None
 
 
-def only_user(node: fx.Node) -> fx.Node | None:
+def readers(node: fx.Node) -> list[fx.Node]:
+    """The nodes that read the node's value, and not merely its shape."""
+    return [user for user in node.users if user.target not in SHAPE_READERS and not _is_shape_only(user, node)]
+
+
+def only_reader(node: fx.Node) -> fx.Node | None:
     """The one reader of the node's value, None where there are more."""
-    return next(iter(node.users)) if len(node.users) == 1 else None
+    found = readers(node)
+    return found[0] if len(found) == 1 else None
 
 
 def shape(node: fx.Node) -> tuple[int, ...] | None:
@@ -245,7 +253,7 @@ def _transposed(node: fx.Node | None) -> tuple[fx.Node, int] | None:
 
 def _added(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
     """A product's result, behind the stored vector that is added to it alone."""
-    user = only_user(node)
+    user = only_reader(node)
     if user is None or user.target is not aten.add.Tensor or user.kwargs:
         return node, None
     others = [one for one in user.args if one is not node]
@@ -253,6 +261,10 @@ def _added(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
     if not isinstance(bias, fx.Node) or bias.op != "get_attr" or shape(bias) != (shape(node) or (0,))[-1:]:
         return node, None
     return user, bias
+
+
+def _is_shape_only(user: fx.Node, node: fx.Node) -> bool:
+    return user.target is aten.reshape_as.default and user.args[0] is not node
 
 
 def _node(node: fx.Node, position: int) -> fx.Node | None:
