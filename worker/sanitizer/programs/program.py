@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -78,7 +79,9 @@ def _copy(tensor: Tensor, *, learns: bool) -> Tensor:
 
 def _parts(name: str) -> list[str]:
     parts = name.split(".")
-    if len(name) > MAX_NAME_CHARACTERS or len(parts) > MAX_NAME_PARTS or not all(map(_PART.fullmatch, parts)):
+    if len(name) > MAX_NAME_CHARACTERS or len(parts) > MAX_NAME_PARTS:
+        raise _refusal(name)
+    if any(keyword.iskeyword(part) or not _PART.fullmatch(part) for part in parts):
         raise _refusal(name)
     return parts
 
