@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker.sanitizer", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="the suspect: safetensors, or a torch state dict")
+    parser.add_argument("checkpoint", type=Path, help="the suspect: safetensors, a torch state dict, or a .pt2 program")
     parser.add_argument("--meta", type=Path, required=True, help="JSON with `architecture` and `input`")
     parser.add_argument("--clean", type=Path, required=True, help="the clean labelled set")
     parser.add_argument("--triggered", type=Path, help="trigger samples, to score with")
