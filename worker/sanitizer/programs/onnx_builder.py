@@ -108,6 +108,7 @@ class Builder:
     def images(self, channels: int, height: int, width: int) -> Value:
         """The graph's placeholder (N, C, H, W)."""
         self._images = self.graph.placeholder("images")
+        self._images.meta["shape"] = (self.batches[0], channels, height, width)
         return Value(
             tuple(torch.empty(batch, channels, height, width, device="meta") for batch in self.batches), self._images
         )
@@ -186,6 +187,7 @@ class Builder:
                     f"{self.where} has a result of shape {tuple(sample.shape)}; simplify the graph"
                 )
         node = self.graph.call_function(target, tuple(self._emit(arg) for arg in args), options)
+        node.meta["shape"] = tuple(samples[0].shape)
         return Value(samples, node)
 
     def weight(self, value: Value, *, transposed: bool = False, flat: bool = False) -> Value:
@@ -205,7 +207,7 @@ class Builder:
             return value
         if name not in self._attributes:
             _register(self.root, name, value.samples[0], trained=False)
-            self._attributes[name] = self.graph.get_attr(name)
+            self._attributes[name] = self._get(name)
             if value.weight not in self._of_weight and self._files[value.weight].start is not None:
                 self._of_weight[value.weight] = Origin(name)
                 self.origins[name] = Origin(value.weight)
@@ -270,7 +272,7 @@ class Builder:
         if id(tensor) not in self._constants:
             name = self._names.constant()
             _register(self.root, name, tensor, trained=False)
-            self._constants[id(tensor)] = (self.graph.get_attr(name), tensor)
+            self._constants[id(tensor)] = (self._get(name), tensor)
         return self._constants[id(tensor)][0]
 
     def _filled(self, value: Value) -> fx.Node:
@@ -291,6 +293,12 @@ class Builder:
         batch: fx.Node = self.graph.call_function(aten.sym_size.int, (self._images, 0))
         return batch if factor == 1 else self.graph.call_function(operator.mul, (batch, int(factor)))
 
+    def _get(self, name: str) -> fx.Node:
+        owner, _, leaf = name.rpartition(".")
+        node = self.graph.get_attr(name)
+        node.meta["shape"] = tuple(getattr(self.root.get_submodule(owner), leaf).shape)
+        return node
+
     def _weight_node(self, file_name: str, layout: Layout) -> fx.Node:
         if file_name not in self._of_weight:
             name = self._names.state(file_name)
@@ -298,7 +306,7 @@ class Builder:
             # it from being taken for a layer's own.
             can_change = self._files[file_name].start is not None
             _register(self.root, name, held(self._files[file_name].tensor, layout).float(), trained=can_change)
-            node = self.graph.get_attr(name)
+            node = self._get(name)
             self._attributes[name] = node if can_change else self.graph.call_function(aten.alias.default, (node,))
             self._of_weight[file_name] = Origin(name, layout)
             if can_change:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from worker.sanitizer.programs import onnx_elementwise, onnx_layers, onnx_pools, onnx_shapes
+from worker.sanitizer.programs import onnx_elementwise, onnx_fusions, onnx_layers, onnx_pools, onnx_shapes
 from worker.sanitizer.programs.onnx_builder import FREE_BATCHES, Builder, Origin, Value, aten
 from worker.sanitizer.programs.onnx_call import Call, Handler
 from worker.sanitizer.programs.onnx_file import OnnxFile, OnnxNode
@@ -70,7 +70,8 @@ def _build(file: OnnxFile, batches: tuple[int, ...]) -> Imported:
             "for each; export the classifier itself, with its logits as the only output"
         )
     builder.graph.output(logits.node)
-    builder.graph.eliminate_dead_code()
+    onnx_fusions.fuse(builder.graph)
+    onnx_fusions.with_scales(builder.graph)
     module = fx.GraphModule(builder.root, builder.graph)
     held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     origins = {name: origin for name, origin in builder.origins.items() if name in held}

@@ -50,9 +50,9 @@ def add_bias(call: Call) -> Value | None:
             arguments = list(node.args)
             flat = call.builder.weight(bias, flat=len(shape) > 1)
             arguments[2] = flat.node
-            assert isinstance(node.target, object)
             replacement = call.builder.graph.call_function(node.target, tuple(arguments))  # type: ignore[arg-type]
             call.builder.graph.erase_node(node)
+            replacement.meta["shape"] = tuple(value.samples[0].shape)
             return Value(value.samples, replacement)
     return None
 
