@@ -34,6 +34,8 @@ class Settings:
     job_deadline_seconds: float = 3600.0
     job_memory_bytes: int = 8 * GIB
     job_threads: int = 0
+    # Protections of a job's process without which a worker does not start; worker/sandbox.py has their names.
+    require_protections: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -78,6 +80,9 @@ class Settings:
             job_deadline_seconds=_number(values, "LUSTRATE_JOB_DEADLINE_SECONDS", 3600.0),
             job_memory_bytes=_integer(values, "LUSTRATE_JOB_MEMORY_BYTES", 8 * GIB),
             job_threads=_integer(values, "LUSTRATE_JOB_THREADS", 0),
+            require_protections=tuple(
+                name.strip() for name in values.get("LUSTRATE_REQUIRE_PROTECTIONS", "").split(",") if name.strip()
+            ),
         )
 
     @property

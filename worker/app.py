@@ -7,13 +7,15 @@ import ctypes
 import os
 import select
 import sys
+import tempfile
+from pathlib import Path
 
 import structlog
 from celery import Celery, signals
 
 from service import broker, logs
 from service.settings import Settings
-from worker import tasks
+from worker import sandbox, supervisor, tasks
 from worker.tasks import Station
 
 SOFT_SHUTDOWN_SECONDS = 10.0
@@ -133,6 +135,27 @@ def _hide_memory() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def check_protections(settings: Settings) -> tuple[str, ...]:
+    """Say in the log what a job's process gives up on this machine, and return it.
+
+    Raises:
+        SystemExit: a protection that the operator requires is unknown, or is not active here.
+    """
+    with tempfile.TemporaryDirectory(prefix="probe-", dir=settings.data_dir) as folder:
+        active = supervisor.probe(Path(folder))
+    missing = [name for name in sandbox.PROTECTIONS if name not in active]
+    log.info("worker_protections", active=active, missing=missing)
+    required = set(settings.require_protections)
+    if unknown := required - set(sandbox.PROTECTIONS):
+        raise SystemExit(
+            f"LUSTRATE_REQUIRE_PROTECTIONS names {', '.join(sorted(unknown))}; there are "
+            f"{', '.join(sandbox.PROTECTIONS)}"
+        )
+    if lacking := required - set(active):
+        raise SystemExit(f"LUSTRATE_REQUIRE_PROTECTIONS asks for {', '.join(sorted(lacking))}: not active here")
+    return active
+
+
 def main() -> None:
     """Run one of the two processes until it is told to stop."""
     which = sys.argv[1] if len(sys.argv) == 2 else ""
@@ -141,6 +164,8 @@ def main() -> None:
     logs.configure()
     settings = Settings.from_env()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    if which == "worker":
+        check_protections(settings)
     with contextlib.suppress(KeyboardInterrupt):
         make_app(settings).start(["--quiet", which, *OPTIONS[which].split()])
 

@@ -6,9 +6,8 @@ warm), so everything slow to import is imported first. It holds no credential an
 
 from __future__ import annotations
 
-import ctypes
+import dataclasses
 import os
-import resource
 import signal
 import sys
 import threading
@@ -17,26 +16,18 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker import protocol
+from worker import protocol, sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_OPEN_FILES = 1024
 MIN_SECONDS_BETWEEN_PROGRESS = 0.1
-PR_SET_PDEATHSIG = 1
-PR_SET_CHILD_SUBREAPER = 36
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWNET = 0x40000000
 
 
 def main() -> int:
     """Serve one request. Returns the exit status: 0 whenever the outcome was told."""
     emit = _take_stdout()
-    network = _leave_network()
-    _die_with_parent()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _limit(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
+    protections = sandbox.confine(sandbox.area(sys.argv[1:]))
 
     # torch: only in this process, and after the limits
     import worker.sanitizer.preview  # noqa: PLC0415
@@ -46,18 +37,18 @@ def main() -> int:
     if not line:  # the supervisor has gone, or does not need its spare any more
         return 0
     threading.Thread(target=_die_at_end_of_input, daemon=True).start()
-    emit(protocol.Started(network))
-    emit(_outcome(line, emit))
+    emit(protocol.Started(protections))
+    emit(_outcome(line, emit, protections))
     return 0
 
 
-def _outcome(line: bytes, emit: Callable[[protocol.Event], None]) -> protocol.Event:
+def _outcome(line: bytes, emit: Callable[[protocol.Event], None], protections: tuple[str, ...]) -> protocol.Event:
     import torch  # noqa: PLC0415
 
     from worker.sanitizer.errors import SanitizerError  # noqa: PLC0415
 
     try:
-        _serve(line, emit)
+        _serve(line, emit, protections)
     except SanitizerError as error:
         return protocol.Refused(error.code, error.message)
     except torch.OutOfMemoryError:
@@ -72,15 +63,20 @@ def _outcome(line: bytes, emit: Callable[[protocol.Event], None]) -> protocol.Ev
     return protocol.Succeeded()
 
 
-def _serve(line: bytes, emit: Callable[[protocol.Event], None]) -> None:
+def _serve(line: bytes, emit: Callable[[protocol.Event], None], protections: tuple[str, ...]) -> None:
     import pydantic  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
     request = pydantic.TypeAdapter(protocol.Request).validate_json(line)
-    _limit(resource.RLIMIT_FSIZE, request.max_file_bytes)
+    sandbox.limit_job(
+        max_file_bytes=request.max_file_bytes, cpu_seconds=request.cpu_seconds, memory_bytes=request.memory_bytes
+    )
     if request.threads:
         torch.set_num_threads(request.threads)
-    text = (_preview if request.kind == "preview" else _sanitize)(request, _throttled(emit))
+    if request.kind == "preview":
+        text = _preview(request, _throttled(emit))
+    else:
+        text = _sanitize(request, _throttled(emit), protections)
     Path(request.report_path).write_text(text, encoding="utf-8")
 
 
@@ -99,7 +95,9 @@ def _preview(request: protocol.Request, progress: Callable[[str, int, int], None
     return to_json(found)
 
 
-def _sanitize(request: protocol.Request, progress: Callable[[str, int, int], None]) -> str:
+def _sanitize(
+    request: protocol.Request, progress: Callable[[str, int, int], None], protections: tuple[str, ...]
+) -> str:
     from worker.sanitizer.report import to_json  # noqa: PLC0415
     from worker.sanitizer.sanitize import sanitize  # noqa: PLC0415
 
@@ -115,7 +113,8 @@ def _sanitize(request: protocol.Request, progress: Callable[[str, int, int], Non
         spec=request.spec,
         progress=progress,
     )
-    return to_json(report)
+    environment = dataclasses.replace(report.environment, protections=list(protections))
+    return to_json(dataclasses.replace(report, environment=environment))
 
 
 def _throttled(emit: Callable[[protocol.Event], None]) -> Callable[[str, int, int], None]:
@@ -145,40 +144,12 @@ def _take_stdout() -> Callable[[protocol.Event], None]:
     return emit
 
 
-def _leave_network() -> str:
-    """Move into an empty network namespace where the system allows it (Linux, before any thread is started)."""
-    if sys.platform != "linux":
-        return "inherited"
-    libc = ctypes.CDLL(None, use_errno=True)
-    for flags in (CLONE_NEWNET, CLONE_NEWUSER | CLONE_NEWNET):
-        if libc.unshare(flags) == 0:
-            return "none"
-    return "inherited"
-
-
-def _die_with_parent() -> None:
-    """Have the kernel kill us when the supervisor dies, however busy we are; elsewhere the end of stdin must do.
-
-    Also adopt orphaned descendants, so that the supervisor finds them below us when it kills.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
 def _die_at_end_of_input() -> None:
     while os.read(0, 4096):
         pass
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _limit(what: int, value: int) -> None:
-    _, hard = resource.getrlimit(what)
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(what, (value, value))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,15 @@ from typing import IO, TYPE_CHECKING
 
 import psutil
 
-from worker import protocol
+from worker import protocol, sandbox
+from worker.sandbox import Area
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MODULE = "worker.child"
+# Below the staging folder: what children may read, and where they leave their results.
+INPUTS, OUTPUTS = "in", "out"
 LOG_TAIL_BYTES = 16 * 1024
 READ_BYTES = 64 * 1024
 MAX_LAST_READS = 1100  # a full pipe and more: whoever still writes after its end is not listened to for ever
@@ -57,8 +60,14 @@ class Process:
     def __init__(self, staging: Path, *, module: str = MODULE) -> None:
         staging.mkdir(parents=True, exist_ok=True)
         self.directory = Path(tempfile.mkdtemp(prefix="child-", dir=staging))
+        area = Area(staging / INPUTS, staging / OUTPUTS, self.directory)
+        area.inputs.mkdir(exist_ok=True)
+        area.outputs.mkdir(exist_ok=True)
+        program = sandbox.bubblewrap()
+        container = [] if program is None else sandbox.container(program, area, module)
+        self._is_contained = program is not None
         self._popen = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-P", "-s", "-m", module],
+            [*container, sys.executable, "-P", "-s", "-m", module, *area.arguments()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -121,7 +130,9 @@ class Process:
 
     def exit_status(self) -> int:
         """Return the exit status of a process that has ended, or minus the signal that ended it."""
-        return self._popen.wait()
+        status = self._popen.wait()
+        # The container's end tells of a signal as a shell does.
+        return 128 - status if self._is_contained and status > 128 else status
 
     def memory_bytes(self) -> int:
         """Return the resident memory of it and its descendants together."""

@@ -11,6 +11,7 @@ from worker.sanitizer.spec import ArchitectureSpec, InputSpec, SanitizeSpec
 
 MAX_EVENT_BYTES = 64 * 1024
 MAX_MESSAGE_CHARACTERS = 2000
+MAX_PROTECTIONS = 32
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -34,6 +35,8 @@ class Request:
     spec: SanitizeSpec
     threads: int  # 0: as many as torch chooses
     max_file_bytes: int
+    cpu_seconds: int = 0  # 0: no limit of the process's own, and so for the next
+    memory_bytes: int = 0
 
     def to_payload(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -42,9 +45,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The child runs; `network` says what it can reach: "none" or "inherited"."""
+    """The child runs, under these protections (their names are `worker.sandbox`'s)."""
 
-    network: str
+    protections: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +96,9 @@ def decode(line: bytes) -> Event:
     except (ValueError, RecursionError) as error:
         raise ProtocolError("not JSON") from error
     match fields:
-        case {"event": "started", "network": "none" | "inherited" as network}:
-            return Started(network)
+        case {"event": "started", "protections": [*names]}:
+            if len(names) <= MAX_PROTECTIONS and all(isinstance(n, str) and _CODE.fullmatch(n) for n in names):
+                return Started(tuple(names))
         case {"event": "progress", "phase": str(phase), "done": int(done), "total": int(total)}:
             if len(phase) <= 200 and 0 <= done <= total < 2**53:
                 return Progress(phase, done, total)

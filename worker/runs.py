@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import enum
+import math
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydantic
@@ -21,6 +24,7 @@ from service.jobs import Claim, HeartbeatAnswer
 from service.settings import Settings
 from service.tables import PREVIEW
 from worker import protocol, results
+from worker.process import INPUTS, OUTPUTS
 from worker.results import UntrueResultError
 from worker.sanitizer import findings
 from worker.sanitizer.report import to_json
@@ -85,6 +89,14 @@ def run(
         return ending
 
 
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """Where one job's files are."""
+
+    inputs: Path
+    outputs: Path
+
+
 class _Attempt:
     """A claim, and the means to do what it allows."""
 
@@ -132,11 +144,9 @@ class _Attempt:
             log.exception("job_files_failed")
             return self._given_back("worker_storage_failed", "the worker could not store the job's files")
 
-    def _stage(self, folder: Path) -> protocol.Request:
+    def _stage(self, folder: _Folder) -> protocol.Request:
         """Bring the inputs to files that the child may only read."""
-        claim, inputs, outputs = self._claim, folder / "in", folder / "out"
-        inputs.mkdir()
-        outputs.mkdir()
+        claim, inputs, outputs = self._claim, folder.inputs, folder.outputs
         files = {"checkpoint": claim.model_sha256, "clean": claim.clean_sha256, "triggered": claim.triggered_sha256}
         for name, sha256 in files.items():
             if sha256 is not None:
@@ -159,6 +169,8 @@ class _Attempt:
             spec=pydantic.TypeAdapter(SanitizeSpec).validate_python(claim.spec),
             threads=self._settings.job_threads,
             max_file_bytes=self._settings.max_model_bytes,
+            cpu_seconds=math.ceil(self._settings.job_deadline_seconds * (os.cpu_count() or 1)),
+            memory_bytes=self._settings.job_memory_bytes,
         )
 
     def _settle(self, outcome: Outcome, request: protocol.Request) -> Ending:
@@ -254,7 +266,7 @@ class _Attempt:
             kind=outcome.kind.value,
             code=outcome.code,
             reason=outcome.message,
-            network=outcome.network,
+            protections=list(outcome.protections),
             seconds=round(outcome.seconds, 3),
             peak_memory_bytes=outcome.peak_memory_bytes,
         )
@@ -263,11 +275,15 @@ class _Attempt:
 
 
 @contextmanager
-def _job_folder(scratch: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="job-", dir=scratch))
+def _job_folder(scratch: Path) -> Iterator[_Folder]:
+    """Folders for one job where its process may read, and where it may write."""
+    folders = []
+    for name in (INPUTS, OUTPUTS):
+        (scratch / name).mkdir(exist_ok=True)
+        folders.append(Path(tempfile.mkdtemp(prefix="job-", dir=scratch / name)))
     try:
-        yield folder
+        yield _Folder(*folders)
     finally:
-        if (folder / "in").is_dir():
-            (folder / "in").chmod(0o700)
-        shutil.rmtree(folder, ignore_errors=True)
+        for folder in folders:
+            folder.chmod(0o700)
+            shutil.rmtree(folder, ignore_errors=True)

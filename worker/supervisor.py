@@ -6,6 +6,7 @@ ends in an `Outcome`; a child is never asked to stop, it is killed, with all of 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker import protocol
-from worker.process import MODULE, Process
+from worker.process import INPUTS, MODULE, OUTPUTS, Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.05
 MEMORY_SECONDS = 0.1
 TICK_SECONDS = 0.5
+PROBE = "worker.sandbox"
+PROBE_SECONDS = 30.0
 EXIT_SECONDS = 5.0  # between the last event and the end of the process
 MAX_EVENTS_BYTES = 64 * 1024 * 1024  # of one job: ten progress lines a second for a day are less
 
@@ -61,7 +64,7 @@ class Outcome:
     kind: Kind
     code: str = ""
     message: str = ""
-    network: str = "unknown"
+    protections: tuple[str, ...] = ()
     log_tail: str = ""
     peak_memory_bytes: int = 0
     seconds: float = 0.0
@@ -90,10 +93,13 @@ class Supervisor:
         return self._spare
 
     def close(self) -> None:
-        """End the spare."""
+        """End the spare, and remove its folders if no job has files there."""
         if self._spare is not None:
             self._spare.kill()
             self._spare = None
+        for name in (INPUTS, OUTPUTS):
+            with contextlib.suppress(OSError):
+                (self._staging / name).rmdir()
 
     def run(
         self,
@@ -139,7 +145,7 @@ class _Run:
         self._final: protocol.Succeeded | protocol.Refused | None = None
         self._final_at = 0.0
         self._peak_memory_bytes = 0
-        self._network = "unknown"
+        self._protections: tuple[str, ...] = ()
 
     def follow(self, payload: Mapping[str, Any]) -> Outcome:
         self._child.send(json.dumps(payload).encode() + b"\n")
@@ -173,8 +179,8 @@ class _Run:
         if self._final is not None:
             raise protocol.ProtocolError("an event after the last one")
         match event:
-            case protocol.Started(network):
-                self._network = network
+            case protocol.Started(protections):
+                self._protections = protections
             case protocol.Progress():
                 self._progress = event
             case protocol.Succeeded() | protocol.Refused():
@@ -229,8 +235,33 @@ class _Run:
             kind=kind,
             code=code,
             message=message,
-            network=self._network,
+            protections=self._protections,
             log_tail=self._child.log_tail(),
             peak_memory_bytes=self._peak_memory_bytes,
             seconds=time.monotonic() - self._began,
         )
+
+
+def probe(staging: Path) -> tuple[str, ...]:
+    """Start a process as a job's is started, without torch, and return the protections that are active in it.
+
+    Raises:
+        RuntimeError: it did not say so; its log is the message.
+    """
+    process = Process(staging, module=PROBE)
+    try:
+        deadline = time.monotonic() + PROBE_SECONDS
+        while not process.has_ended() and time.monotonic() < deadline:
+            for line in process.read_lines(POLL_SECONDS, max_total_bytes=protocol.MAX_EVENT_BYTES):
+                return _protections(line)
+        for line in process.read_last_lines(max_total_bytes=protocol.MAX_EVENT_BYTES):
+            return _protections(line)
+    finally:
+        process.kill()
+    raise RuntimeError(f"no process could be confined: {process.log_tail()[-500:]}")
+
+
+def _protections(line: bytes) -> tuple[str, ...]:
+    event = protocol.decode(line)
+    assert isinstance(event, protocol.Started)
+    return event.protections

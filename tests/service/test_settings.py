@@ -35,12 +35,13 @@ def test_every_setting_is_read():
             "LUSTRATE_JOB_DEADLINE_SECONDS": "5",
             "LUSTRATE_JOB_MEMORY_BYTES": "6",
             "LUSTRATE_JOB_THREADS": "7",
+            "LUSTRATE_REQUIRE_PROTECTIONS": "rlimits, no_network,",
         }
     )
     values = [str(value) for value in dataclasses.astuple(settings)]
     assert values == [
         *("/srv/l", "postgresql://u@h/d", "redis://h/0", "0.0.0.0", "9000", "True", "('a.example', 'b.example')"),
-        *("1", "2", "1.5", "2.5", "4", "5.0", "6", "7"),
+        *("1", "2", "1.5", "2.5", "4", "5.0", "6", "7", "('rlimits', 'no_network')"),
     ]
 
 

@@ -24,7 +24,7 @@ def hang() -> None:
 def main() -> None:  # noqa: C901 - one branch a fault
     request = json.loads(sys.stdin.readline())
     fault, argument = request["fault"], request.get("argument")
-    say(event="started", network="inherited")
+    say(event="started", protections=["rlimits"])
     if fault == "succeed":
         say(event="progress", phase="profile", done=1, total=2)
         say(event="succeeded")

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.client.demo import bundled_inputs
+from worker import sandbox
 from worker.protocol import Progress, Refused, Request, Started, Succeeded, decode
 from worker.results import read_figures, read_preview, read_report
 from worker.sanitizer.checkpoint import read
@@ -21,27 +23,43 @@ SPEC = SanitizeSpec(recipe="prune", inputs="clean", scope="last_conv", selection
 
 
 @pytest.fixture
-def supervisor(tmp_path):
-    supervisor = Supervisor(tmp_path / "staging")
+def supervisor(staging):
+    supervisor = Supervisor(staging)
     yield supervisor
     supervisor.close()
 
 
 @pytest.fixture
-def make_request(tmp_path):
+def staging(tmp_path):
+    """Where the supervisor's children may read and write."""
+    for name in ("in", "out"):
+        (tmp_path / "staging" / name).mkdir(parents=True)
+    return tmp_path / "staging"
+
+
+@pytest.fixture
+def out(staging):
+    return staging / "out"
+
+
+@pytest.fixture
+def make_request(staging, out):
     """The bundled job; `changes` spoil it."""
 
     def make_request(**changes):
         inputs = bundled_inputs()
         metadata = inputs.metadata
+        for name, path in (("checkpoint", inputs.checkpoint), ("clean", inputs.clean)):
+            if not (staging / "in" / name).exists():
+                shutil.copy(path, staging / "in" / name)
         values = {
-            "checkpoint_path": str(inputs.checkpoint),
-            "clean_path": str(inputs.clean),
+            "checkpoint_path": str(staging / "in" / "checkpoint"),
+            "clean_path": str(staging / "in" / "clean"),
             "triggered_path": None,
             "target_class": None,
-            "output_path": str(tmp_path / "output"),
-            "report_path": str(tmp_path / "report.json"),
-            "figures_path": str(tmp_path / "figures"),
+            "output_path": str(out / "output"),
+            "report_path": str(out / "report.json"),
+            "figures_path": str(out / "figures"),
             "architecture": ArchitectureSpec(**metadata["architecture"]),
             "input": InputSpec(**metadata["input"]),
             "spec": SPEC,
@@ -57,7 +75,7 @@ def run(supervisor, payload, on_tick=lambda _: Tick.CONTINUE):
     return supervisor.run(payload, limits=LIMITS, on_tick=on_tick)
 
 
-def test_a_whole_job_leaves_a_checkpoint_and_a_report_and_tells_its_progress(supervisor, make_request, tmp_path):
+def test_a_whole_job_leaves_a_checkpoint_and_a_report_and_tells_its_progress(supervisor, make_request, out):
     progress = []
 
     def on_tick(latest):
@@ -66,32 +84,33 @@ def test_a_whole_job_leaves_a_checkpoint_and_a_report_and_tells_its_progress(sup
 
     outcome = run(supervisor, make_request(), on_tick)
     assert outcome.kind is Kind.SUCCEEDED, outcome
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((out / "report.json").read_text())
     assert report["environment"]["num_threads"] == 1
-    assert read(tmp_path / "output").tensors.keys() == read(bundled_inputs().checkpoint).tensors.keys()
+    assert set(sandbox.ALWAYS) <= set(report["environment"]["protections"]) == set(outcome.protections)
+    assert read(out / "output").tensors.keys() == read(bundled_inputs().checkpoint).tensors.keys()
     assert any(isinstance(latest, Progress) for latest in progress)
-    infos = read_report(tmp_path / "report.json").figures
+    infos = read_report(out / "report.json").figures
     assert [info.name for info in infos] == ["gradcam"]  # no sweep and no trigger samples: nothing else to show
-    assert len(list(read_figures(tmp_path / "figures", infos))) == len(infos)
+    assert len(list(read_figures(out / "figures", infos))) == len(infos)
 
 
-def test_a_preview_leaves_its_report_and_nothing_else(supervisor, make_request, tmp_path):
+def test_a_preview_leaves_its_report_and_nothing_else(supervisor, make_request, out):
     outcome = run(supervisor, make_request(kind="preview"))
     assert outcome.kind is Kind.SUCCEEDED, outcome
-    found = read_preview(tmp_path / "report.json")
+    found = read_preview(out / "report.json")
     assert found.num_images > 100
     assert found.accuracy.value > 0.8
     assert not found.would_be_refused
-    assert not (tmp_path / "output").exists()
+    assert not (out / "output").exists()
 
 
-def test_a_refusal_of_the_library_reaches_the_caller_with_its_code(supervisor, make_request, tmp_path):
-    garbage = tmp_path / "garbage"
+def test_a_refusal_of_the_library_reaches_the_caller_with_its_code(supervisor, make_request, staging, out):
+    garbage = staging / "in" / "garbage"
     garbage.write_bytes(b"\x80\x04 a pickle, or so" * 100)
     outcome = run(supervisor, make_request(checkpoint_path=str(garbage)))
     assert outcome.kind is Kind.FAILED
     assert outcome.code not in {"internal_error", "sanitizer_error", ""}
-    assert not (tmp_path / "output").exists()
+    assert not (out / "output").exists()
 
 
 def test_a_device_that_is_not_there_is_refused(supervisor, make_request, monkeypatch):
@@ -102,10 +121,10 @@ def test_a_device_that_is_not_there_is_refused(supervisor, make_request, monkeyp
     assert (outcome.kind, outcome.code) == (Kind.FAILED, "device_not_available")
 
 
-def test_an_output_above_its_limit_does_not_fill_the_disk(supervisor, make_request, tmp_path):
+def test_an_output_above_its_limit_does_not_fill_the_disk(supervisor, make_request, out):
     outcome = run(supervisor, make_request(max_file_bytes=10_000))
     assert outcome.kind in {Kind.FAILED, Kind.CRASHED}
-    assert not (tmp_path / "output").exists() or (tmp_path / "output").stat().st_size <= 10_000
+    assert not (out / "output").exists() or (out / "output").stat().st_size <= 10_000
 
 
 def start(folder):
@@ -166,11 +185,9 @@ def test_what_is_printed_does_not_reach_the_events(make_request):
     assert log.count(b"garbage") == 2
 
 
-def test_a_child_leaves_the_network_where_the_system_allows_it(tmp_path, make_request):
-    with start(tmp_path) as child:
-        child.stdin.write(json.dumps(make_request(spec=SanitizeSpec())).encode() + b"\n")
-        child.stdin.flush()
-        network = decode(child.stdout.readline()).network
-        theirs, ours = (Path(f"/proc/{pid}/ns/net").readlink() for pid in (child.pid, "self"))
-        child.kill()
-    assert network == ("inherited" if theirs == ours else "none")
+def test_a_job_has_limits_of_its_own_beside_the_supervisors(supervisor, make_request):
+    outcome = run(supervisor, make_request(memory_bytes=64 << 20))
+    assert (outcome.kind, outcome.code) == (Kind.FAILED, "memory_limit_exceeded")
+    outcome = run(supervisor, make_request(spec=SanitizeSpec(), cpu_seconds=1))
+    assert (outcome.kind, outcome.code) == (Kind.CRASHED, "worker_crashed")
+    assert "signal" in outcome.message

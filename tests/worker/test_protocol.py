@@ -3,7 +3,9 @@ import pytest
 from worker.protocol import Progress, ProtocolError, Refused, Started, Succeeded, decode, encode
 
 
-@pytest.mark.parametrize("event", [Started("none"), Progress("sweep", 1, 2), Succeeded(), Refused("bad_file", "No.")])
+@pytest.mark.parametrize(
+    "event", [Started(("rlimits", "no_network")), Progress("sweep", 1, 2), Succeeded(), Refused("bad_file", "No.")]
+)
 def test_what_is_encoded_is_decoded(event):
     assert encode(event).endswith(b"\n")
     assert decode(encode(event)) == event
@@ -17,7 +19,9 @@ def test_what_is_encoded_is_decoded(event):
         b"\xff",
         b"[" * 100_000,
         b"[]",
-        b'{"event":"started","network":"all of it"}',
+        b'{"event":"started","protections":"all of them"}',
+        b'{"event":"started","protections":["Two words"]}',
+        b'{"event":"started","protections":[1]}',
         b'{"event":"progress","phase":"sweep","done":2,"total":1}',
         b'{"event":"progress","phase":"sweep","done":-1,"total":1}',
         b'{"event":"progress","phase":"sweep","done":"1","total":1}',

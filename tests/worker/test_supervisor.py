@@ -47,7 +47,7 @@ def is_alive(pid):
 def test_a_job_that_ends_well_succeeds(supervisor):
     outcome = run(supervisor, "succeed")
     assert outcome.kind is Kind.SUCCEEDED
-    assert outcome.network == "inherited"
+    assert outcome.protections == ("rlimits",)
 
 
 def test_a_refusal_keeps_its_code_and_its_sentence(supervisor):

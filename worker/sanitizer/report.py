@@ -215,6 +215,8 @@ class Environment:
     device_name: str
     seed: int
     num_threads: int
+    # What the process that read the uploads had given up; empty where nothing says so, as from the command line.
+    protections: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
