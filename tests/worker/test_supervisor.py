@@ -45,6 +45,12 @@ def is_alive(pid):
         return False
 
 
+def marked(folder):
+    """The processes whose private folder is below this one."""
+    found = psutil.process_iter(["environ"])
+    return [process for process in found if str(folder) in (process.info["environ"] or {}).get("HOME", "")]
+
+
 def test_a_job_that_ends_well_succeeds(supervisor):
     outcome = run(supervisor, "succeed")
     assert outcome.kind is Kind.SUCCEEDED
@@ -120,7 +126,7 @@ def test_no_descendant_outlives_the_job(supervisor, tmp_path, then):
     if sandbox.bubblewrap() is not None:
         # In a container neither its numbers of processes nor this folder are ours: look for its mark instead.
         run(supervisor, "grandchildren", {"pids_path": "/tmp/pids", "then": then}, limits=limits)
-        wait_until(lambda: not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(p.cmdline())])
+        wait_until(lambda: not marked(tmp_path))
         return
     path = tmp_path / "pids"
     run(supervisor, "grandchildren", {"pids_path": str(path), "then": then}, limits=limits)
