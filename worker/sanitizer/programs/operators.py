@@ -25,7 +25,8 @@ _LAYERS = """
     max_pool1d.default max_pool2d.default max_pool2d_with_indices.default avg_pool1d.default avg_pool2d.default
     adaptive_avg_pool1d.default adaptive_avg_pool2d.default adaptive_max_pool1d.default adaptive_max_pool2d.default
     _adaptive_avg_pool2d.default
-    scaled_dot_product_attention.default softmax.int _softmax.default log_softmax.int _log_softmax.default
+    scaled_dot_product_attention.default _scaled_dot_product_flash_attention_for_cpu.default
+    softmax.int _softmax.default log_softmax.int _log_softmax.default
     dropout.default feature_dropout.default alpha_dropout.default native_dropout.default
     upsample_nearest2d.vec upsample_nearest2d.default upsample_bilinear2d.vec upsample_bilinear2d.default
     upsample_bicubic2d.vec upsample_bicubic2d.default _upsample_bilinear2d_aa.vec _upsample_bilinear2d_aa.default

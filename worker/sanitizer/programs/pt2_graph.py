@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx, nn
 from torch._ops import OpOverload
 
-from worker.sanitizer.programs import operators
+from worker.sanitizer.programs import canonical, operators
 from worker.sanitizer.programs import pt2_arguments as arguments
 from worker.sanitizer.programs import pt2_document as documents
 from worker.sanitizer.programs.pt2_document import Document
@@ -76,10 +76,16 @@ def build(program: Document, root: nn.Module, tensors: Collection[str]) -> tuple
     for node in nodes:
         _add(builder, node)
     builder.graph.output(_logits(builder, graph, signature))
-    for node in reversed(builder.graph.nodes):
-        if not node.users and node.op in ("call_function", "get_attr") and node.target not in operators.IN_PLACE:
-            builder.graph.erase_node(node)
+    _erase_unused(builder.graph)
+    canonical.rewrite(builder.graph)
+    _erase_unused(builder.graph)
     return fx.GraphModule(root, builder.graph), images
+
+
+def _erase_unused(graph: fx.Graph) -> None:
+    for node in reversed(graph.nodes):
+        if not node.users and node.op in ("call_function", "get_attr") and node.target not in operators.IN_PLACE:
+            graph.erase_node(node)
 
 
 def _define_inputs(builder: _Builder, graph: Document, signature: Document, tensors: Collection[str]) -> str:
