@@ -93,4 +93,4 @@ def _is_transposed_weight(node: fx.Node) -> bool:
 
 
 def _is_first(user: fx.Node) -> bool:
-    return user.target is get_item and user.args[1] == 0
+    return user.target is get_item and bool(user.args[1] == 0)
