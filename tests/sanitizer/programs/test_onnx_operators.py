@@ -11,7 +11,8 @@ from tests.sanitizer.programs.onnx_files import classifier, initializer, random,
 from worker.sanitizer.programs import onnx_file, onnx_import
 
 TOLERANCE = 1e-4
-EVERY = (11, 13, 18, 22, 24)
+NEWEST = onnx_file.MAX_OPSET
+EVERY = (11, 13, 18, 22, 24, NEWEST)
 CASES = []
 
 

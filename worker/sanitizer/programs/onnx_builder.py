@@ -232,8 +232,9 @@ class Builder:
     def _fold(self, target: Callable[..., Any], args: tuple[Any, ...]) -> Value:
         results = []
         for index in range(len(self.batches)):
-            with torch.device("meta"):
-                count = self._attempt(target, [_fill(arg, index, meta=True) for arg in args]).numel()
+            # An operator that makes its result from numbers alone has to be told that nothing is to be allocated yet.
+            measured = target if any(True for _ in _values(args)) else partial(target, device="meta")
+            count = self._attempt(measured, [_fill(arg, index, meta=True) for arg in args]).numel()
             self._known_values += count
             if self._known_values > MAX_KNOWN_VALUES:
                 raise OnnxTooComplexError(f"{self.where} makes too large a constant; simplify the graph")
@@ -277,12 +278,12 @@ class Builder:
 
     def _filled(self, value: Value) -> fx.Node:
         """A tensor of one number whose shape depends on the batch."""
-        numbers = {item for sample in value.samples for item in set(sample.reshape(-1).tolist())}
-        if len(numbers) != 1:
+        number = value.samples[0].reshape(-1)[:1]
+        if not number.numel() or not all(bool((sample == number).all()) for sample in value.samples):
             raise self.refusal("needs a constant that depends on the batch size")
         size = [self._emit(dim) for dim in self.shape(value)]
         first = value.samples[0]
-        return self.graph.call_function(aten.full.default, (size, numbers.pop()), {"dtype": first.dtype})
+        return self.graph.call_function(aten.full.default, (size, number.item()), {"dtype": first.dtype})
 
     def _node_of_extent(self, extent: Extent) -> fx.Node:
         factors = {value / batch for value, batch in zip(extent.values, self.batches, strict=True)}

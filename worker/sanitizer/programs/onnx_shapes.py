@@ -247,6 +247,8 @@ def _depth_to_space(call: Call) -> Value:
     channels, height, width = (builder.extent(value, axis) for axis in (1, 2, 3))
     if block < 1 or channels % (block * block):
         raise builder.refusal("has a block that does not divide its channels")
+    if call.text("mode", "DCR") not in {"DCR", "CRD"}:
+        raise builder.refusal("orders its channels in an unknown way")
     depth = channels // (block * block)
     if call.text("mode", "DCR") == "DCR":
         sizes, order = [-1, block, block, depth, height, width], [0, 3, 4, 1, 5, 2]
