@@ -63,10 +63,10 @@ def test_a_name_that_could_be_more_than_a_name_is_refused(names):
 
 
 def test_what_is_held_runs_under_its_names():
-    root = hold({"0.weight": torch.ones(1), "print": torch.ones(1), "match.0": torch.ones(1)}, {"0.weight"})
+    root = hold({"0.weight": torch.ones(1), "print": torch.ones(1), "match.block1-0": torch.ones(1)}, {"0.weight"})
     graph = fx.Graph()
     image = graph.placeholder("images")
-    for name in ("0.weight", "print", "match.0"):
+    for name in ("0.weight", "print", "match.block1-0"):
         image = graph.call_function(torch.add, (image, graph.create_node("get_attr", name)))
     graph.output(image)
     module = fx.GraphModule(root, graph)

@@ -16,7 +16,7 @@ MAX_NAME_CHARACTERS = 500
 MAX_NAME_PARTS = 60
 
 # fx writes Python source around these names and does not escape them, so that a quotation mark would be code.
-_PART = re.compile(r"[A-Za-z0-9_]+")
+_PART = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,6 @@ def _parts(name: str) -> list[str]:
 
 def _refusal(name: str) -> ProgramTensorNameError:
     return ProgramTensorNameError(
-        f"a tensor of the program is named {name[:80]!r}, which no module's tensor can be; use letters, digits and "
+        f"a tensor of the program is named {name[:80]!r}, which no module's tensor can be; use letters, digits, hyphens and "
         "underscores between dots, no name twice, and none of a module's own attributes"
     )
