@@ -95,13 +95,14 @@ class Network:
         """The convolution with the most convolutions on the way to it, the layer that the paper prunes.
 
         Execution order alone would name the shortcut of a residual block, which often runs after its last convolution.
+        Those that make a gate, of squeeze and excitation, do not count.
         Where nothing but patch embeddings is a convolution, as in vision transformers and mixers, it is the linear
         layer or attention with the most layers on the way to it.
 
         Raises:
             NetworkRefusedError: There is neither.
         """
-        convs = [site for site in self.sites if site.kind == "conv"]
+        convs = [site for site in self.sites if site.kind == "conv" and not site.feeds_gate]
         if any(site.kind in {"linear", "head"} for site in self.sites):
             convs = [site for site in convs if not site.is_patch_embedding]
         if convs:

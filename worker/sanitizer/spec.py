@@ -199,7 +199,9 @@ class SanitizeSpec:
         aggregate: How the norm is taken over images.
         inputs: What the norm is taken on. `triggered` and `difference` let half of the client's trigger samples
             guide; the `synthetic` ones need none.
-        scope: Which layers may lose channels.
+        scope: Which layers may lose channels: `all_convs`, every layer whose channels can be silenced (hidden linear
+            layers and attention heads too, where there are any); `last_conv`, the deepest convolution, or where only
+            patch embeddings are convolutions the deepest linear layer or attention; or the layers named.
         order: `descending` prunes the largest scores first.
         selection: How far to go.
         seed: Of every draw.

@@ -1,10 +1,15 @@
 """What holds for every recipe: it keeps accuracy, draws from its generator alone, silences what it says."""
 
+import dataclasses
+
 import pytest
 import torch
+from torch import nn
 
-from worker.sanitizer.recipes import RECIPES
+from worker.sanitizer.network import from_module
+from worker.sanitizer.recipes import RECIPES, RecipeNotApplicableError
 from worker.sanitizer.recipes.workbench import Outcome
+from worker.sanitizer.spec import InputSpec, SanitizeSpec
 
 BASELINES = ("fine_pruning", "clp", "bnp", "anp", "rnp", "awm", "ft", "ft_sam", "nc_unlearn", "i_bau")
 # What each may cost in accuracy on 400 unseen images.
@@ -70,4 +75,30 @@ def test_a_recipe_works_without_batch_norm(suspect, name):
     before, _ = made.scores()
     outcome = RECIPES[name](made.bench)
     assert made.scores()[0] >= before - LOSS
+    assert made.silent(outcome.mask)
+
+
+def without_convolutions(made):
+    """The same workbench with a network of hidden linear layers alone."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 4))
+    spec = InputSpec(height=12, width=12, mean=(0.5,), std=(0.25,))
+    made.bench = dataclasses.replace(made.bench, network=from_module(module, spec))
+    return made
+
+
+@pytest.mark.parametrize("name", ["clp", "bnp", "awm"])
+def test_a_recipe_for_convolutions_refuses_a_network_without_them(suspect, name):
+    made = without_convolutions(suspect())
+    with pytest.raises(RecipeNotApplicableError, match="Use another recipe"):
+        RECIPES[name](made.bench)
+
+
+@pytest.mark.parametrize("name", ["prune", "anp", "rnp", "fine_pruning"])
+def test_a_recipe_on_channels_silences_hidden_ones_where_there_is_no_convolution(suspect, name):
+    made = without_convolutions(suspect(spec=SanitizeSpec(inputs="clean")))
+    outcome = RECIPES[name](made.bench)
+    assert set(outcome.mask) == {"1"}
+    assert outcome.choice.num_pruned == int((~outcome.mask["1"]).sum())
+    assert outcome.choice.num_in_scope == 8
     assert made.silent(outcome.mask)

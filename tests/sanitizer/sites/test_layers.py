@@ -95,6 +95,7 @@ def test_a_gate_is_not_silenced_and_says_so(view, keeps_its_promises):
     network = view(Squeeze())
     assert [site.name for site in network.sites] == ["conv", "reduce"]
     assert "gate" in network.skipped["expand"]
+    assert network.last_conv().name == "conv"
     keeps_its_promises(network)
 
 

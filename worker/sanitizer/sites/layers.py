@@ -66,6 +66,7 @@ def of_layer(layer: Layer) -> tuple[Site | Skipped, Norm | None]:
         axis=place.axis,
         parts=parts(place.tap),
         is_patch_embedding=_is_patch_embedding(layer),
+        feeds_gate=_feeds_gate(place.tap),
     )
     return site, place.norm
 
@@ -238,6 +239,12 @@ def _is_patch_embedding(layer: Layer) -> bool:
     kernel = (operators.shape(layer.weight) or ())[2:]
     strides = layer.node.args[3] if layer.kind == "conv" and len(layer.node.args) > 3 else None
     return isinstance(strides, (list, tuple)) and max(kernel, default=1) > 1 and tuple(strides) == kernel
+
+
+def _feeds_gate(tap: fx.Node) -> bool:
+    reader = operators.only_reader(tap)
+    behind = None if reader is None else operators.layer(reader)
+    return behind is not None and _place(behind).at_zero != 0
 
 
 def _num_channels(node: fx.Node, axis: int) -> int:

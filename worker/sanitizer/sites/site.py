@@ -70,6 +70,7 @@ class Site:
         axis: The channels' axis in the tap's value.
         parts: Into how many equal parts along its first axis the tap's value has each image cut, e.g. into windows.
         is_patch_embedding: Whether it only cuts the image up: a convolution whose stride is its kernel's size.
+        feeds_gate: Whether it is the first of the two layers that make a gate, e.g. of squeeze and excitation.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Site:
     axis: int = 1
     parts: int = 1
     is_patch_embedding: bool = False
+    feeds_gate: bool = False
 
     @property
     def tensors(self) -> tuple[str, ...]:
