@@ -88,6 +88,6 @@ def _parts(name: str) -> list[str]:
 
 def _refusal(name: str) -> ProgramTensorNameError:
     return ProgramTensorNameError(
-        f"a tensor of the program is named {name[:80]!r}, which no module's tensor can be; use letters, digits, hyphens and "
-        "underscores between dots, no name twice, and none of a module's own attributes"
+        f"a tensor of the program is named {name[:80]!r}, which no module's tensor can be; use letters, digits, "
+        "hyphens and underscores between dots, no name twice, and none of a module's own attributes"
     )
