@@ -5,8 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.sanitizer.evaluate import recalls, wilson
-from worker.sanitizer.selection import beyond_deviations, strongest_within_budget
+from worker.sanitizer.evaluate import divergence, recalls, wilson
+from worker.sanitizer.selection import (
+    SUCCESS_TIE,
+    accuracy_drop,
+    beyond_deviations,
+    least_success_within_budget,
+    strongest_within_budget,
+)
 from worker.sanitizer.sweep import SweepPoint, grid
 
 
@@ -27,6 +33,36 @@ def test_the_strongest_admissible_point_is_chosen(drop, count):
 def test_a_budget_of_exactly_two_images_is_not_lost_to_rounding():
     points = [SweepPoint(0, 148 / 150), SweepPoint(3, 145 / 150)]
     assert strongest_within_budget(points, 0.02).count == 3
+
+
+def test_the_admissible_point_of_least_success_is_chosen_and_of_equals_the_one_with_the_fewest_channels():
+    points = [
+        SweepPoint(0, 0.90, 1.0),
+        SweepPoint(1, 0.90, 0.6),
+        SweepPoint(4, 0.89, 0.10),
+        SweepPoint(9, 0.88, 0.10 - SUCCESS_TIE / 2),
+        SweepPoint(30, 0.40, 0.0),
+    ]
+    assert least_success_within_budget(points, 0.02).count == 4
+    assert least_success_within_budget(points, 0.0).count == 1
+    assert least_success_within_budget(points, 0.5).count == 30
+    assert least_success_within_budget([SweepPoint(0, 0.9), SweepPoint(5, 0.9)], 0.02).count == 0
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_the_drop_and_its_error_are_those_of_the_paired_differences(pairs):
+    before, after = torch.tensor(pairs).unbind(dim=1)
+    drop, error = accuracy_drop(before, after)
+    difference = before.double() - after.double()
+    assert drop == pytest.approx(float(difference.mean()))
+    assert error == pytest.approx(float(difference.std(correction=0)) / len(pairs) ** 0.5, abs=1e-9)
+
+
+def test_the_divergence_is_that_of_the_distributions():
+    before, after = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log(), torch.tensor([[0.25, 0.75], [0.9, 0.1]]).log()
+    by_hand = 0.5 * (0.5 * torch.tensor(2.0).log() + 0.5 * torch.tensor(2 / 3).log())
+    assert divergence(before, after) == pytest.approx(float(by_hand))
+    assert divergence(before, before) == 0.0
 
 
 def test_deviations_are_counted_on_the_side_that_is_pruned_first():

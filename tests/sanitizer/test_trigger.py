@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worker.sanitizer.trigger import Inversion, Triggers, success, synthesise
+from worker.sanitizer.trigger import ANYWHERE, Inversion, Triggers, success, synthesise
 
 SHAPE = (1, 12, 12)
 
@@ -101,3 +101,37 @@ def test_success_leaves_the_target_class_out_unless_there_are_no_labels(suspect)
     pixels, labels = made.clean.pixels_NCHW, made.clean.labels
     assert bool((success(made.bench.network, harmless, pixels, labels) < 0.05).all())
     assert bool((success(made.bench.network, harmless, pixels, None) > 0.2).all())
+
+
+def test_a_trigger_that_may_lead_anywhere_leads_away_from_the_label(suspect):
+    made = suspect()
+    found = make(made, "mask", targets=(ANYWHERE, 1), steps=150)
+    select, network = made.bench.select, made.bench.network
+    shares = success(network, found, select.pixels_NCHW, select.labels)
+    answers = network(found.stamp(select.pixels_NCHW, 0)).argmax(dim=1)
+    assert float(shares[0]) == pytest.approx(float((answers != select.labels).double().mean()))
+    assert float(shares[0]) > 0.5
+    with pytest.raises(AssertionError):
+        success(network, found, select.pixels_NCHW, None)
+
+
+def test_a_search_begins_where_it_is_told_to(suspect):
+    made = suspect()
+    found = make(made, "mask", targets=(0, 1))
+    search = Inversion(
+        made.bench.network, [0, 1], family="mask", shape_CHW=SHAPE, start=found,
+        generator=torch.Generator().manual_seed(9),
+    )  # fmt: skip
+    begun = search.triggers()
+    torch.testing.assert_close(begun.amount_T1HW, found.amount_T1HW, atol=2e-4, rtol=0)
+    torch.testing.assert_close(begun.pattern_TCHW, found.pattern_TCHW, atol=2e-4, rtol=0)
+    search.step(made.bench.repair.pixels_NCHW[:32], made.bench.repair.labels[:32])
+    assert not torch.equal(search.triggers().pattern_TCHW, begun.pattern_TCHW)
+
+
+def test_joined_triggers_are_all_there_in_order(suspect):
+    found = make(suspect(), "mask")
+    again = found.take([0, 1]).join(found.take([2, 3]))
+    assert torch.equal(again.targets_T, found.targets_T)
+    assert torch.equal(again.amount_T1HW, found.amount_T1HW)
+    assert torch.equal(again.pattern_TCHW, found.pattern_TCHW)

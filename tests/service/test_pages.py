@@ -73,7 +73,7 @@ def report(name="layer1.0.conv1"):
             "target_classes": [3, 7],
             "score": 1.4231,
             "calibrated_false_positive_rate": 0.1,
-            "evidence": [{"class_index": 3, "mask_size": 9.876, "growth": 2.5}, {"class_index": 4, name: name}],
+            "evidence": [{"class_index": 3, "mask_size": 9.876, "relief": 2.5}, {"class_index": 4, name: name}],
         },
         "repair": {
             "status": "partly_repaired",

@@ -29,6 +29,18 @@ def accuracy(network: Network, pixels_NCHW: Tensor, labels_N: Tensor) -> float:
     return float((predict(network, pixels_NCHW) == labels_N).double().mean())
 
 
+def log_probabilities(network: Network, pixels_NCHW: Tensor) -> Tensor:
+    """The logarithms of the network's answers, (N, K) on the CPU."""
+    with torch.no_grad():
+        parts = [network(batch.to(network.device)).log_softmax(dim=1).cpu() for batch in batched(pixels_NCHW)]
+    return torch.cat(parts)
+
+
+def divergence(before_NK: Tensor, after_NK: Tensor) -> float:
+    """The mean over images of KL(before ‖ after) in nats, of logarithms of probabilities."""
+    return float((before_NK.exp() * (before_NK - after_NK)).sum(dim=1).double().mean())
+
+
 def recalls(predicted_N: Tensor, labels_N: Tensor, num_classes: int) -> Tensor:
     """Per class the share of its images predicted as it, (K,) float64; NaN for a class without images."""
     hits_K = torch.bincount(labels_N[predicted_N == labels_N], minlength=num_classes).double()

@@ -48,11 +48,15 @@ class AttackSuccess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """One nested mask of the sweep, judged on the selection split."""
+    """One nested mask of the sweep, judged on the selection split.
+
+    `synthetic_attack_success` is the largest success of the synthesised triggers that guided, null without any.
+    """
 
     num_pruned: int
     fraction: float
     accuracy: float
+    synthetic_attack_success: float | None = None
     admissible: bool
 
 
@@ -135,14 +139,21 @@ class FileDigest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassEvidence:
-    """What the synthesised triggers say about one class; sizes are ℓ1 norms of masks, in pixels."""
+    """What the synthesised triggers say about one class.
+
+    `mask_size` is the ℓ1 norm of the smallest mask, in pixels; `prominence` the logarithm of how many times smaller it
+    is than the median class's. `unlearning_cost` is the divergence (nats) on clean images of the network that unlearnt
+    the class on trial, `relief` the logarithm of how many times cheaper that was than for the median class tried; both
+    are null for classes that were not tried.
+    """
 
     class_index: int
     mask_size: float
-    mask_size_after_forgetting: float
     perturbation_success: float
     anomaly_index: float
-    growth: float
+    prominence: float
+    unlearning_cost: float | None
+    relief: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +192,28 @@ class Repair:
     accuracy_before: float | None = None
     accuracy_pruned: float | None = None
     accuracy_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonRow:
+    """What one recipe makes of the suspect, on the images that the main one is scored on.
+
+    A recipe that refused the network has its refusal's `code` and sentence, and no figures. `attack_success` and
+    `robust_accuracy` are null where they cannot be measured. `synthetic_attack_success` is the largest success, on the
+    selection split, of the triggers that the main recipe synthesised on the suspect, null where it made none: an
+    estimate, and of triggers that the recipe was not necessarily shown.
+    """
+
+    recipe: str
+    status: Literal["done", "refused"]
+    reason: str
+    code: str | None = None
+    accuracy: Estimate | None = None
+    attack_success: Estimate | None = None
+    robust_accuracy: Estimate | None = None
+    synthetic_attack_success: float | None = None
+    num_pruned: int | None = None
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +277,8 @@ class Report:
     synthetic_attack_success: SyntheticAttackSuccess | None
     bias: list[LayerBias] = field(default_factory=list)
     figures: list[FigureInfo] = field(default_factory=list)
+    # The main recipe first; empty where there was nothing to compare it with.
+    comparison: list[ComparisonRow] = field(default_factory=list)
 
 
 def to_json(report: Report) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from worker.sanitizer.sweep import SweepPoint
 
 # Rates are multiples of 1/N; a budget of exactly k images must not fail by a rounding error.
 TOLERANCE = 1e-9
+SUCCESS_TIE = 0.05
 
 
 def admissible(point: SweepPoint, baseline: float, max_accuracy_drop: float) -> bool:
@@ -23,6 +25,29 @@ def strongest_within_budget(points: Sequence[SweepPoint], max_accuracy_drop: flo
     assert points[0].count == 0
     baseline = points[0].accuracy
     return max((p for p in points if admissible(p, baseline, max_accuracy_drop)), key=lambda p: p.count)
+
+
+def least_success_within_budget(points: Sequence[SweepPoint], max_accuracy_drop: float) -> SweepPoint:
+    """The admissible point at which the synthesised triggers work least, of equal ones that with the fewest channels.
+
+    Points whose success is within `SUCCESS_TIE` of the least are equal: the estimate resolves no finer.
+    """
+    allowed = [point for point in points if admissible(point, points[0].accuracy, max_accuracy_drop)]
+    shares = {point.count: 1.0 if point.success is None else point.success for point in allowed}
+    least = min(shares.values())
+    return min((p for p in allowed if shares[p.count] <= least + SUCCESS_TIE), key=lambda p: p.count)
+
+
+def accuracy_drop(right_before_N: Tensor, right_after_N: Tensor) -> tuple[float, float]:
+    """How much accuracy was lost on the same images, and that difference's standard error.
+
+    Only images whose answer turned right or wrong say anything: with n₁ lost and n₂ won of N, the difference is
+    (n₁ - n₂) / N and its variance (n₁ + n₂ - (n₁ - n₂)² / N) / N² (as in McNemar's test).
+    """
+    number = len(right_before_N)
+    lost = int((right_before_N & ~right_after_N).sum())
+    won = int((~right_before_N & right_after_N).sum())
+    return (lost - won) / number, math.sqrt(lost + won - (lost - won) ** 2 / number) / number
 
 
 def beyond_deviations(scores: Mapping[str, Tensor], k: float, *, descending: bool) -> int:

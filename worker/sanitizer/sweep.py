@@ -10,14 +10,22 @@ from torch import Tensor
 from worker.sanitizer.evaluate import accuracy
 from worker.sanitizer.masks import Ranking, from_ranking, silenced
 from worker.sanitizer.network import Network, Site
+from worker.sanitizer.trigger import Triggers, success
 
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """A nested mask and its clean accuracy on the selection split."""
+    """A nested mask and what the selection split says of it.
+
+    Attributes:
+        count: Channels it silences.
+        accuracy: Clean accuracy.
+        success: The largest success of the synthesised triggers that guided, None where there were none.
+    """
 
     count: int
     accuracy: float
+    success: float | None = None
 
 
 def grid(num_channels: int, *, num_points: int, max_fraction: float) -> list[int]:
@@ -37,13 +45,15 @@ def sweep(
     pixels_NCHW: Tensor,
     labels_N: Tensor,
     *,
+    triggers: Sequence[Triggers] = (),
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[SweepPoint]:
-    """The clean accuracy under each nested mask; the network is as before afterwards."""
+    """The clean accuracy, and the triggers' largest success, under each nested mask; the network is as before then."""
     points = []
     for count in counts:
         bounded = min(count, len(ranking))
         with silenced(network, from_ranking(sites, ranking, bounded)):
-            points.append(SweepPoint(bounded, accuracy(network, pixels_NCHW, labels_N)))
+            shares = [float(success(network, one, pixels_NCHW, labels_N).amax()) for one in triggers]
+            points.append(SweepPoint(bounded, accuracy(network, pixels_NCHW, labels_N), max(shares, default=None)))
         advance(1)
     return points

@@ -11,11 +11,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from worker.sanitizer.network import Network, frozen
 
 Family = Literal["mask", "linf", "l2"]
+
+# In place of a target class: away from the true one, wherever to. An all-to-all backdoor has no class of its own.
+ANYWHERE = -1
 
 # Neural Cleanse's schedule of the size's weight: up while the trigger works, down faster when it stops working.
 SIZE_WEIGHT_START = 1e-3
@@ -26,6 +28,8 @@ EXPONENTIAL_AVERAGE = 0.9
 LEARNING_RATE = 0.1
 CLEAR_MASK_LOGIT = -2.0
 SMALLEST_NORM = 1e-12
+# A search that starts from a trigger takes masks and patterns this far from 0 and 1, where a gradient still moves them.
+LOGIT_MARGIN = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Triggers:
 
     Attributes:
         family: `mask`: (1 - m) x + m p with one mask for all colours; `linf`, `l2`: x + d with bounded d.
-        targets_T: The class that each leads to.
+        targets_T: The class that each leads to, or `ANYWHERE`.
         amount_T1HW: m for `mask`, all ones otherwise.
         pattern_TCHW: p or d.
     """
@@ -60,6 +64,16 @@ class Triggers:
         index = torch.tensor(list(which), dtype=torch.int64, device=self.targets_T.device)
         return Triggers(self.family, self.targets_T[index], self.amount_T1HW[index], self.pattern_TCHW[index])
 
+    def join(self, others: Triggers) -> Triggers:
+        """These and others of the same family."""
+        assert others.family == self.family
+        return Triggers(
+            self.family,
+            torch.cat([self.targets_T, others.targets_T]),
+            torch.cat([self.amount_T1HW, others.amount_T1HW]),
+            torch.cat([self.pattern_TCHW, others.pattern_TCHW]),
+        )
+
     def bounded(self, max_size_T: Tensor) -> Triggers:
         """The same with masks weakened, where they must be, to these ℓ1 norms in pixels."""
         return Triggers(self.family, self.targets_T, _bounded(self.amount_T1HW, max_size_T), self.pattern_TCHW)
@@ -82,11 +96,12 @@ class Inversion:
 
     Args:
         network: The network; its parameters are left alone.
-        targets: T classes; one may come more than once (restarts).
+        targets: T classes; one may come more than once (restarts). `ANYWHERE` asks for any class but the label's.
         family: Which kind of trigger.
         shape_CHW: Of an image.
         radius: The norm's bound, in units of pixels in [0, 1], for `linf` and `l2`.
         max_size_T: For `mask`, a bound of each ℓ1 norm in pixels, in place of the rising λ; None for none.
+        start: For `mask`, where to begin; None draws it.
         generator: CPU generator of all draws.
     """
 
@@ -99,6 +114,7 @@ class Inversion:
         shape_CHW: Sequence[int],
         radius: float = 0.0,
         max_size_T: Tensor | None = None,
+        start: Triggers | None = None,
         generator: torch.Generator,
     ) -> None:
         device, num = network.device, len(targets)
@@ -109,6 +125,10 @@ class Inversion:
         self._raw_TCHW = (start_TCHW if family == "mask" else 0.1 * start_TCHW).requires_grad_(True)
         mask_T1HW = 0.1 * torch.randn((num, 1, *shape_CHW[1:]), generator=generator).to(device)
         self._mask_T1HW = (mask_T1HW + CLEAR_MASK_LOGIT).requires_grad_(family == "mask")
+        if start is not None:
+            assert family == start.family == "mask"
+            self._raw_TCHW = _logit(start.pattern_TCHW).requires_grad_(True)
+            self._mask_T1HW = _logit(start.amount_T1HW).requires_grad_(True)
         variables = [self._raw_TCHW, self._mask_T1HW] if family == "mask" else [self._raw_TCHW]
         self._optimizer = torch.optim.Adam(variables, lr=LEARNING_RATE, betas=(0.5, 0.9))
         self._weight_T = torch.full((num,), SIZE_WEIGHT_START, device=device)
@@ -121,20 +141,16 @@ class Inversion:
             amount_T1HW, pattern_TCHW = self._render()
             stamped_TBCHW = _stamp(self.family, amount_T1HW, pattern_TCHW, pixels_BCHW.to(self.network.device))
             logits_TBK = self.network(stamped_TBCHW.flatten(0, 1)).view(num, batch_size, -1)
-            wanted_TB = self.targets_T.unsqueeze(1).expand(num, batch_size)
-            counts_TB = torch.ones_like(wanted_TB, dtype=logits_TBK.dtype)
-            if labels_B is not None:
-                counts_TB = (labels_B.to(self.network.device).unsqueeze(0) != wanted_TB).to(logits_TBK.dtype)
+            loss_TB, hit_TB, counts_TB = _aim(logits_TBK, self.targets_T, labels_B)
             number_T = counts_TB.sum(dim=1).clamp_min(1)
-            loss_TB = functional.cross_entropy(logits_TBK.flatten(0, 1), wanted_TB.flatten(), reduction="none")
-            loss_T = (loss_TB.view_as(counts_TB) * counts_TB).sum(dim=1) / number_T
+            loss_T = (loss_TB * counts_TB).sum(dim=1) / number_T
             if self.family == "mask":
                 loss_T = loss_T + self._weight_T * self._mask_T1HW.sigmoid().flatten(1).sum(dim=1)
             self._optimizer.zero_grad()
             loss_T.sum().backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
         if self.family == "mask" and self.max_size_T is None:
-            hit_T = ((logits_TBK.detach().argmax(dim=2) == wanted_TB) * counts_TB).sum(dim=1) / number_T
+            hit_T = (hit_TB * counts_TB).sum(dim=1) / number_T
             self._works_T = EXPONENTIAL_AVERAGE * self._works_T + (1 - EXPONENTIAL_AVERAGE) * hit_T
             up, down = self._weight_T * SIZE_WEIGHT_UP, self._weight_T / SIZE_WEIGHT_DOWN
             self._weight_T = torch.where(self._works_T >= WORKS_AT, up, down)
@@ -202,14 +218,42 @@ def synthesise(
 
 
 def success(network: Network, triggers: Triggers, pixels_NCHW: Tensor, labels_N: Tensor | None) -> Tensor:
-    """Per trigger the share of images, those of its target class left out, that it sends there: (T,) float64, CPU."""
+    """Per trigger the share of images, those of its target class left out, that it sends there: (T,) float64, CPU.
+
+    With `ANYWHERE` for a target, which needs labels, it is the share that ends at another class than the label's.
+    """
     shares = []
     with torch.no_grad():
-        for which, target in enumerate(triggers.targets_T.tolist()):
-            kept = pixels_NCHW if labels_N is None else pixels_NCHW[labels_N != target]
-            stamped_NCHW = triggers.stamp(kept.to(network.device), which)
-            shares.append((network(stamped_NCHW).argmax(dim=1) == target).double().mean().cpu())
+        for which in range(len(triggers)):
+            logits_1NK = network(triggers.stamp(pixels_NCHW.to(network.device), which)).unsqueeze(0)
+            _, hit_1N, counts_1N = _aim(logits_1NK, triggers.targets_T[which : which + 1], labels_N)
+            shares.append(((hit_1N * counts_1N).sum() / counts_1N.sum().clamp_min(1)).double().cpu())
     return torch.stack(shares)
+
+
+def _aim(logits_TBK: Tensor, targets_T: Tensor, labels_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What each trigger reaches on each image, all (T, B): the loss, 1 where it got there, 0 where none is asked to.
+
+    The loss is -log p of the target, or -log(1 - p) of the label for a trigger that leads anywhere else.
+    """
+    log_TBK = logits_TBK.log_softmax(dim=2)
+    targets_TB = targets_T.unsqueeze(1).expand(log_TBK.shape[:2])
+    answer_TB = logits_TBK.detach().argmax(dim=2)
+    if labels_B is None:
+        assert int(targets_T.min()) != ANYWHERE
+        loss_TB = -log_TBK.gather(2, targets_TB.unsqueeze(2)).squeeze(2)
+        return loss_TB, (answer_TB == targets_TB).to(loss_TB), torch.ones_like(loss_TB)
+    labels_TB = labels_B.to(targets_T.device).unsqueeze(0).expand_as(targets_TB)
+    anywhere_TB = targets_TB == ANYWHERE
+    named_TB1 = torch.where(anywhere_TB, labels_TB, targets_TB).unsqueeze(2)
+    elsewhere_TB = log_TBK.scatter(2, named_TB1, -torch.inf).logsumexp(dim=2)
+    loss_TB = -torch.where(anywhere_TB, elsewhere_TB, log_TBK.gather(2, named_TB1).squeeze(2))
+    hit_TB = torch.where(anywhere_TB, answer_TB != labels_TB, answer_TB == targets_TB)
+    return loss_TB, hit_TB.to(loss_TB), (anywhere_TB | (labels_TB != targets_TB)).to(loss_TB)
+
+
+def _logit(share: Tensor) -> Tensor:
+    return share.clamp(LOGIT_MARGIN, 1 - LOGIT_MARGIN).logit()
 
 
 def _bounded(amount_T1HW: Tensor, max_size_T: Tensor) -> Tensor:

@@ -1,58 +1,68 @@
 """The default: judge by synthesised triggers, prune by their ℓ∞ bias, unlearn what is left, verify, and walk back.
 
-Shapes: K classes.
+Shapes: T triggers.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from worker.sanitizer import masks
-from worker.sanitizer.evaluate import accuracy
+from worker.sanitizer.case import Images
+from worker.sanitizer.evaluate import divergence, log_probabilities, predict
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.prune import prune_with
 from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
-from worker.sanitizer.repair import (
-    GROWTH,
-    REFEREE_STEPS,
-    Snapshot,
-    interpolate,
-    referee,
-    snapshot,
-    unlearn,
-)
-from worker.sanitizer.report import Repair, SyntheticAttackSuccess, Verdict
-from worker.sanitizer.selection import TOLERANCE
+from worker.sanitizer.repair import Snapshot, interpolate, snapshot, unlearn
+from worker.sanitizer.report import Repair, SyntheticAttackSuccess
+from worker.sanitizer.selection import TOLERANCE, accuracy_drop
 from worker.sanitizer.spec import AccuracyBudget
-from worker.sanitizer.trigger import Triggers, success, synthesise
-from worker.sanitizer.verdict import INVERSION_BATCH, MASK_STEPS, Findings, inspect, judge, num_steps
+from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
+from worker.sanitizer.verdict import INVERSION_BATCH, Candidate, Findings, inspect, judge, num_steps, relief
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
-PRUNING_SHARE = 0.5
-# Per suspected class and round.
+PRUNING_SHARE = 0.25
+# Classes that are unlearnt on trial, the most reachable ones.
+NUM_TRIALS = 4
+# What a unit of relief weighs beside one of reach when the leader is chosen.
+RELIEF_WEIGHT = 2.0
+# A leader beyond either is decisive. Any other takes the cheapest of the rest along: which of two classes a diffuse
+# trigger leads to is often uncertain, and a natural feature that is cheap to unlearn costs little accuracy.
+DECISIVE_PROMINENCE = 1.5
+DECISIVE_RELIEF = 1.0
+# From this prominence on the rest follows a decisive leader too: there may be several triggers.
+ALSO_PROMINENT = 0.9
+# Gradient steps of each half of a trial, and of the repair for each suspect.
+TRIAL_STEPS = 100
 UNLEARN_STEPS = 150
-UNLEARN_RATE = 1e-3
-MAX_ROUNDS = 1
-MAX_NAMED = 2
-# The estimate at which a round counts as done, and the one above which nothing was repaired.
+# A second mask for each suspect, drawn anew: the first may sit in a corner that the network soon defends.
+FRESH_STEPS = 100
+# A mask may grow by this factor before it counts as a natural feature rather than a leftover of the backdoor.
+GROWTH = 1.5
+# The estimate at which a repair counts as done, and the one above which nothing was repaired.
 REPAIRED_AT = 0.15
 NOT_REPAIRED_AT = 0.5
+ESTIMATE_STEPS = 150
 # Shares of the way from the suspect to the repaired network that are tried, until the budget holds.
 WALK_BACK = (1.0, 0.85, 0.7, 0.55, 0.4)
 
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """What repair works against: classes, their triggers on the suspect, and the bounds of their masks' sizes."""
+    """What repair works against: targets and their masks on the suspect, T of each."""
 
-    classes: list[int]
-    triggers: list[Suspected]
-    max_sizes: list[float]
+    targets: list[int]
+    triggers: Triggers
+
+    @property
+    def bounds(self) -> torch.Tensor:
+        """Bounds of the masks' ℓ1 norms that the repair must withstand, in pixels."""
+        return GROWTH * self.triggers.size()
 
 
 def auto(bench: Workbench) -> Outcome:
@@ -61,19 +71,18 @@ def auto(bench: Workbench) -> Outcome:
     asked, budget = spec, None
     if isinstance(spec.selection, AccuracyBudget):
         budget = spec.selection.max_accuracy_drop
-        selection = dataclasses.replace(spec.selection, max_accuracy_drop=PRUNING_SHARE * budget)
+        share = PRUNING_SHARE if spec.repair else 1.0
+        selection = dataclasses.replace(spec.selection, max_accuracy_drop=share * budget)
         asked = dataclasses.replace(spec, selection=selection)
-    with bench.phase("forget", REFEREE_STEPS) as advance:
-        forgetful = referee(network, bench.repair, generator=bench.generator, advance=advance)
     with bench.phase("invert", num_steps()) as advance:
         findings = inspect(
-            network, forgetful, bench.repair, bench.select, bench.num_classes,
-            generator=bench.generator, advance=advance,
-        )  # fmt: skip
-    verdict = judge(findings, bench.num_classes)
-    suspicion = _suspicion(bench, findings, verdict)
+            network, bench.repair, bench.select, bench.num_classes, generator=bench.generator, advance=advance
+        )
     before = snapshot(network)
-    pruned = prune_with(dataclasses.replace(bench, spec=asked), suspicion.triggers)
+    candidates = _try(bench, findings, before)
+    verdict = judge(findings, candidates, bench.num_classes)
+    suspicion = _suspicion(findings, candidates)
+    pruned = prune_with(dataclasses.replace(bench, spec=asked), _exhibited(bench, suspicion), sparing=spec.repair)
     outcome = dataclasses.replace(pruned, verdict=verdict)
     if verdict.verdict == "clean" and budget is not None:
         network.load(before)
@@ -87,52 +96,107 @@ def auto(bench: Workbench) -> Outcome:
     return _repair(bench, outcome, before, suspicion, budget)
 
 
-def _suspicion(bench: Workbench, findings: Findings, verdict: Verdict) -> Suspicion:
-    # A class on which both statistics agree needs no company but the leader's: each one costs clean accuracy.
-    rows = findings.candidates()
-    if verdict.verdict == "backdoored":
-        named = [findings.classes.index(target) for target in verdict.target_classes]
-        rows = list(dict.fromkeys([rows[0], *named]))[:MAX_NAMED]
-    shares = success(bench.network, findings.triggers.take(rows), bench.select.pixels_NCHW, bench.select.labels)
-    triggers = [
-        Suspected(triggers=findings.triggers, which=row, success=float(share))
-        for row, share in zip(rows, shares.tolist(), strict=True)
-    ]
-    max_sizes = [GROWTH * size for size in findings.size[rows].tolist()]
-    return Suspicion([findings.classes[row] for row in rows], triggers, max_sizes)
+def _try(bench: Workbench, findings: Findings, before: Snapshot) -> list[Candidate]:
+    """Unlearn each of the most reachable targets by itself, and see what that does to the answers on clean images.
+
+    Natural features are shared: to unlearn one moves the answers on clean images. A backdoor is a shortcut beside them.
+    Each is unlearnt twice, on either half of the images, and the other half tells the cost.
+    """
+    network = bench.network
+    rows = torch.argsort(findings.reach, descending=True, stable=True).tolist()[:NUM_TRIALS]
+    if findings.attractor is not None and findings.attractor not in rows:
+        rows.append(findings.attractor)
+    tried = [(findings.triggers.take([row]), float(findings.prominence[row])) for row in rows]
+    if findings.leads_anywhere:
+        tried.append((findings.anywhere, float((findings.size.min() / findings.anywhere.size()[0]).log())))
+    halves = _halves(bench)
+    seen = [log_probabilities(network, half.pixels_NCHW) for half in halves]
+    candidates = []
+    with bench.phase("try", len(tried) * len(halves) * TRIAL_STEPS) as advance:
+        for trigger, prominence in tried:
+            costs = []
+            for taught, (asked, seen_NK) in zip(halves, reversed(list(zip(halves, seen, strict=True))), strict=True):
+                unlearn(
+                    network, taught, trigger, GROWTH * trigger.size(), anchor=before, steps=TRIAL_STEPS,
+                    generator=bench.generator, advance=advance,
+                )  # fmt: skip
+                costs.append(divergence(seen_NK, log_probabilities(network, asked.pixels_NCHW)))
+                network.load(before)
+            candidates.append(Candidate(int(trigger.targets_T[0]), trigger, prominence, sum(costs) / len(costs)))
+    return candidates
+
+
+def _halves(bench: Workbench) -> list[Images]:
+    """All clean images that a recipe may see, in two random halves."""
+    pixels_NCHW = torch.cat([bench.repair.pixels_NCHW, bench.select.pixels_NCHW])
+    labels_N = torch.cat([bench.repair.labels, bench.select.labels])
+    order_N = torch.randperm(len(labels_N), generator=bench.generator)
+    return [Images(pixels_NCHW[index], labels_N[index]) for index in order_N.chunk(2)]
+
+
+def _suspicion(findings: Findings, candidates: Sequence[Candidate]) -> Suspicion:
+    """The leader by reach and relief and, unless it is decisive, the attractor or the cheapest other candidate."""
+    relief_T = relief(candidates)
+    reach = {target: float(findings.reach[row]) for row, target in enumerate(findings.classes)}
+    reach[ANYWHERE] = max(reach.values())
+    standing = [reach[one.target] + RELIEF_WEIGHT * float(relief_T[row]) for row, one in enumerate(candidates)]
+    order = sorted(range(len(candidates)), key=lambda row: -standing[row])
+    leader, others = candidates[order[0]], [candidates[row] for row in order[1:]]
+    attractor = None if findings.attractor is None else findings.classes[findings.attractor]
+    others.sort(key=lambda one: (one.target != attractor, one.cost))
+    decisive = leader.prominence >= DECISIVE_PROMINENCE or float(relief_T[order[0]]) >= DECISIVE_RELIEF
+    suspects = [leader] + [one for one in others[:1] if not decisive or one.prominence >= ALSO_PROMINENT]
+    triggers = suspects[0].trigger
+    for one in suspects[1:]:
+        triggers = triggers.join(one.trigger)
+    return Suspicion([one.target for one in suspects], triggers)
+
+
+def _exhibited(bench: Workbench, suspicion: Suspicion) -> list[Suspected]:
+    shares = success(bench.network, suspicion.triggers, bench.select.pixels_NCHW, bench.select.labels).tolist()
+    return [Suspected(triggers=suspicion.triggers, which=row, success=share) for row, share in enumerate(shares)]
+
+
+def _unlearn(
+    bench: Workbench, suspicion: Suspicion, anchor: Snapshot, mask: Mask, advance: Callable[[int], None]
+) -> None:
+    """Unlearn the suspects from where the network is, by the masks that were found and as many new ones."""
+    fresh = synthesise(
+        bench.network, bench.repair.pixels_NCHW, bench.repair.labels, suspicion.targets, family="mask",
+        steps=FRESH_STEPS, batch_size=INVERSION_BATCH, generator=bench.generator, advance=advance,
+    )  # fmt: skip
+    unlearn(
+        bench.network,
+        bench.repair,
+        suspicion.triggers.join(fresh),
+        suspicion.bounds.repeat(2),
+        anchor=anchor,
+        steps=UNLEARN_STEPS * len(suspicion.targets),
+        generator=bench.generator,
+        mask=mask,
+        advance=advance,
+    )
 
 
 def _repair(
     bench: Workbench, outcome: Outcome, before: Snapshot, suspicion: Suspicion, budget: float | None
 ) -> Outcome:
-    """Rounds of unlearning until no bounded trigger works any more, then as much of the way as the budget allows."""
+    """Unlearn until no bounded trigger works any more, then keep as much of the way as the budget allows."""
     network, mask = bench.network, outcome.mask
-    seen_before = _select_accuracy_of(bench, before)
-    seen_pruned = _select_accuracy(bench)
-    rounds = 0
-    steps = UNLEARN_STEPS * len(suspicion.classes)
-    with bench.phase("repair", MAX_ROUNDS * steps) as advance:
-        while True:
-            unlearn(
-                network,
-                bench.repair,
-                suspicion.classes,
-                suspicion.max_sizes,
-                radius=None,
-                steps=steps,
-                rate=UNLEARN_RATE,
-                generator=bench.generator,
-                mask=mask,
-                advance=advance,
-            )
-            rounds += 1
-            estimate = _estimate(bench, before, suspicion)
-            if estimate.after <= REPAIRED_AT or rounds == MAX_ROUNDS:
-                break
+    accuracy_pruned = _select_accuracy(bench)
+    with bench.phase("repair", FRESH_STEPS + UNLEARN_STEPS * len(suspicion.targets)) as advance:
+        _unlearn(bench, suspicion, before, mask, advance)
+    repaired = snapshot(network)
+    network.load(before)
+    right_before_N = _right(bench)
+    masks.silence(network, mask)
+    start = snapshot(network)
     share = 1.0
-    if budget is not None:
-        share = _walk_back(bench, before, mask, seen_before - budget)
-        estimate = _estimate(bench, before, suspicion) if share < 1.0 else estimate
+    if budget is None:
+        network.load(repaired)
+    else:
+        share = _walk_back(bench, start, repaired, right_before_N, budget)
+    estimate = _estimate(bench, before, suspicion)
     if estimate.after <= REPAIRED_AT:
         status, reason = "repaired", "No synthesised trigger of the suspect's size works any more."
     elif estimate.after <= NOT_REPAIRED_AT:
@@ -142,58 +206,47 @@ def _repair(
     repair = Repair(
         status=status,  # type: ignore[arg-type]
         reason=reason,
-        rounds=rounds,
-        classes=suspicion.classes,
+        rounds=1,
+        classes=[target for target in suspicion.targets if target != ANYWHERE],
         share_kept=share,
-        accuracy_before=seen_before,
-        accuracy_pruned=seen_pruned,
+        accuracy_before=float(right_before_N.double().mean()),
+        accuracy_pruned=accuracy_pruned,
         accuracy_after=_select_accuracy(bench),
     )
     return dataclasses.replace(outcome, repair=repair, estimate=estimate)
 
 
-def _walk_back(bench: Workbench, before: Snapshot, mask: Mask, floor: float) -> float:
-    """Go back towards the suspect until the accuracy is admissible; pruned channels stay silent on the way."""
-    network = bench.network
-    repaired = snapshot(network)
-    network.load(before)
-    masks.silence(network, mask)
-    start = snapshot(network)
+def _walk_back(
+    bench: Workbench, start: Snapshot, repaired: Snapshot, right_before_N: torch.Tensor, budget: float
+) -> float:
+    """Go back towards the suspect until the accuracy is admissible; pruned channels are silent all the way."""
     for share in WALK_BACK:
-        interpolate(network, start, repaired, share)
-        if _select_accuracy(bench) >= floor - TOLERANCE:
+        interpolate(bench.network, start, repaired, share)
+        drop, error = accuracy_drop(right_before_N, _right(bench))
+        if drop - error <= budget + TOLERANCE:
             return share
     return WALK_BACK[-1]
 
 
 def _estimate(bench: Workbench, before: Snapshot, suspicion: Suspicion) -> SyntheticAttackSuccess:
     """The largest success of triggers as small as the suspect's: those found on it, and those found again now."""
-    network = bench.network
-    again: Triggers = synthesise(
-        network, bench.repair.pixels_NCHW, bench.repair.labels, suspicion.classes, family="mask", steps=MASK_STEPS,
-        batch_size=INVERSION_BATCH, generator=bench.generator,
-    ).bounded(torch.tensor(suspicion.max_sizes))  # fmt: skip
-    found = [one.triggers.take([one.which]) for one in suspicion.triggers]
-    after = _largest(bench, [*found, again])
+    network, select = bench.network, bench.select
+    again = synthesise(
+        network, bench.repair.pixels_NCHW, bench.repair.labels, suspicion.targets, family="mask",
+        steps=ESTIMATE_STEPS, batch_size=INVERSION_BATCH, generator=bench.generator,
+    ).bounded(suspicion.bounds)  # fmt: skip
+    found = suspicion.triggers
+    after = float(success(network, found.join(again), select.pixels_NCHW, select.labels).amax())
     now = snapshot(network)
     network.load(before)
-    largest_before = _largest(bench, found)
+    largest_before = float(success(network, found, select.pixels_NCHW, select.labels).amax())
     network.load(now)
     return SyntheticAttackSuccess(before=largest_before, after=after, num_triggers=len(found) + len(again))
 
 
-def _largest(bench: Workbench, found: Sequence[Triggers]) -> float:
-    select = bench.select
-    return max(float(success(bench.network, triggers, select.pixels_NCHW, select.labels).amax()) for triggers in found)
+def _right(bench: Workbench) -> torch.Tensor:
+    return predict(bench.network, bench.select.pixels_NCHW) == bench.select.labels
 
 
 def _select_accuracy(bench: Workbench) -> float:
-    return accuracy(bench.network, bench.select.pixels_NCHW, bench.select.labels)
-
-
-def _select_accuracy_of(bench: Workbench, tensors: Snapshot) -> float:
-    now = snapshot(bench.network)
-    bench.network.load(tensors)
-    seen = _select_accuracy(bench)
-    bench.network.load(now)
-    return seen
+    return float(_right(bench).double().mean())

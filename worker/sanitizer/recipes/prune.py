@@ -18,7 +18,7 @@ from worker.sanitizer.recipes.workbench import Outcome, Workbench
 from worker.sanitizer.report import Choice, CurvePoint
 from worker.sanitizer.spec import NEEDS_TRIGGER_SAMPLES, AccuracyBudget, FixedFraction, SanitizeSpec
 from worker.sanitizer.sweep import grid, sweep
-from worker.sanitizer.trigger import success, synthesise
+from worker.sanitizer.trigger import Triggers, success, synthesise
 
 SYNTHESIS_STEPS = 300
 SYNTHESIS_BATCH = 16
@@ -82,8 +82,11 @@ def suspects(bench: Workbench) -> list[Suspected]:
     return [suspected for _, suspected in found[:NUM_SUSPECTED]]
 
 
-def prune_with(bench: Workbench, triggers: Sequence[Suspected]) -> Outcome:
+def prune_with(bench: Workbench, triggers: Sequence[Suspected], *, sparing: bool = False) -> Outcome:
     """Score, choose and silence; `triggers` stand for the trigger where the inputs are synthetic.
+
+    Within an accuracy budget the strongest pruning is chosen; a `sparing` one, which a repair follows, goes no further
+    than the triggers' success falls.
 
     Raises:
         NetworkRefusedError: `spec.scope` names a layer that is not there.
@@ -92,7 +95,7 @@ def prune_with(bench: Workbench, triggers: Sequence[Suspected]) -> Outcome:
     sites = in_scope(network, spec.scope)
     clean, triggered, raw = _profile(bench, triggers)
     scores = {site.name: criteria.standardise(raw[site.name]) for site in sites}
-    count, reason, curve = _choose(bench, sites, scores)
+    count, reason, curve = _choose(bench, sites, scores, [one.triggers.take([one.which]) for one in triggers], sparing)
     mask = masks.from_ranking(sites, masks.rank(scores, descending=spec.order == "descending"), count)
     masks.silence(network, mask)
     choice = Choice(num_pruned=count, num_in_scope=sum(site.num_channels for site in sites), reason=reason)
@@ -108,10 +111,10 @@ def prune_with(bench: Workbench, triggers: Sequence[Suspected]) -> Outcome:
 
 
 def in_scope(network: Network, scope: str | list[str]) -> tuple[Site, ...]:
-    """The sites of a scope: all, the last convolution, or those named.
+    """The sites of a scope: all of whatever kind, the last convolution (see `Network.last_conv`), or those named.
 
     Raises:
-        NetworkRefusedError: A name is not a site's, or there is no convolution.
+        NetworkRefusedError: A name is not a site's, or there is neither a convolution nor a linear layer.
     """
     if scope == "all_convs":
         return network.sites
@@ -143,7 +146,9 @@ def _profile(
     return clean, triggered, raw
 
 
-def _choose(bench: Workbench, sites: Sequence[Site], scores: criteria.Scores) -> tuple[int, str, list[CurvePoint]]:
+def _choose(
+    bench: Workbench, sites: Sequence[Site], scores: criteria.Scores, triggers: Sequence[Triggers], sparing: bool
+) -> tuple[int, str, list[CurvePoint]]:
     spec: SanitizeSpec = bench.spec
     descending = spec.order == "descending"
     ranking = masks.rank(scores, descending=descending)
@@ -158,19 +163,24 @@ def _choose(bench: Workbench, sites: Sequence[Site], scores: criteria.Scores) ->
     counts = grid(num_channels, num_points=budget.num_points, max_fraction=budget.max_fraction)
     with bench.phase("sweep", len(counts)) as advance:
         select = bench.select
-        points = sweep(bench.network, sites, ranking, counts, select.pixels_NCHW, select.labels, advance=advance)
-    chosen = selection.strongest_within_budget(points, budget.max_accuracy_drop)
+        points = sweep(
+            bench.network, sites, ranking, counts, select.pixels_NCHW, select.labels, triggers=triggers, advance=advance
+        )
+    choose = selection.least_success_within_budget if sparing else selection.strongest_within_budget
+    chosen = choose(points, budget.max_accuracy_drop)
     curve = [
         CurvePoint(
             num_pruned=point.count,
             fraction=point.count / num_channels,
             accuracy=point.accuracy,
+            synthetic_attack_success=point.success,
             admissible=selection.admissible(point, points[0].accuracy, budget.max_accuracy_drop),
         )
         for point in points
     ]
+    rule = "pruning under which the synthesised triggers work least" if sparing else "strongest pruning"
     reason = (
-        f"The strongest pruning of the sweep that loses at most {budget.max_accuracy_drop:.1%} of accuracy on the "
+        f"The {rule} of the sweep that loses at most {budget.max_accuracy_drop:.1%} of accuracy on the "
         f"selection split ({points[0].accuracy:.1%} before, {chosen.accuracy:.1%} after)."
     )
     return chosen.count, reason, curve
