@@ -99,7 +99,7 @@ def load_network(
     if len(input_spec.mean) != architecture.in_channels:
         raise InvalidSpecError("input.mean and input.std must have one entry for each of architecture.in_channels.")
     checkpoint = checkpoints.read(path)
-    program = checkpoint.program
+    program = checkpoint.program_for(architecture.in_channels, input_spec.height, input_spec.width)
     if program is not None:
         if architecture.source != "file":
             raise ArchitectureNotFromFileError(

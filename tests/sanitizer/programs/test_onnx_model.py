@@ -1,5 +1,7 @@
 """ONNX files from end to end: the same logits, the same bytes but for the weights, the same job as any checkpoint."""
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -90,6 +92,18 @@ def test_a_transformer_is_read_from_every_opset_it_is_exported_in(opset, dynamo,
     assert aten.erf.default not in called
 
 
+@pytest.mark.parametrize("shape", [("n", 3, "h", "w"), ("n", "c", "h", "w")])
+def test_a_size_that_the_file_leaves_open_is_the_one_that_the_job_names(shape, tmp_path):
+    model = onnx.load(export(module_of("small_resnet"), tmp_path / "f.onnx", shape=(3, 32, 32)))
+    for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
+        dim.dim_param = size if isinstance(size, str) else ""
+        if not isinstance(size, str):
+            dim.dim_value = size
+    found, network = logits_agree(save(model, tmp_path / "m.onnx"), 48)
+    assert found.tensors.keys() <= network.tensors.keys()
+    logits_agree(tmp_path / "m.onnx", 24)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_a_fixed_batch_size_is_freed_where_the_graph_allows_it(batch_size, tmp_path):
     path = export(module_of("small_resnet"), tmp_path / "m.onnx", shape=(3, 32, 32), batch_size=batch_size, free=False)
@@ -102,6 +116,14 @@ def test_a_batch_size_that_is_written_into_constants_stays(tokens, tmp_path):
     path = export(tokens, tmp_path / "m.onnx", shape=(3, 16, 16), batch_size=2, free=False)
     _, network = logits_agree(path, 16, batch_size=2)
     assert network.batch_size == 2
+
+
+def test_a_class_token_for_one_image_is_given_to_each(tokens, tmp_path):
+    tokens = copy.deepcopy(tokens)
+    tokens.block = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+    path = export(tokens, tmp_path / "m.onnx", shape=(3, 16, 16), batch_size=1, free=False)
+    _, network = logits_agree(path, 16, batch_size=1)
+    assert network.batch_size is None
 
 
 def test_images_with_channels_last_are_turned(tmp_path):

@@ -237,6 +237,7 @@ case(
     ],
     r=[3, -1, 8], minus=-1, w=random(1, 3, 1, 8), label="_as_torch",
 )  # fmt: skip
+case(node("ScatterND", "x i u"), i=[[0, 1], [2, 0]], u=random(2, 6, 8), shape=(3, 3, 6, 8), opsets=(11, 16, 18))
 case(node("Tile", "x r"), r=[1, 2, 1, 3], opsets=EVERY)
 for mode in ("constant", "reflect", "edge"):
     case(node("Pad", "x p", mode=mode), p=[0, 0, 1, 2, 0, 0, 2, 1], opsets=(11, 18), label=f"_{mode}")

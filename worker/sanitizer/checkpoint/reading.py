@@ -54,6 +54,16 @@ class Checkpoint:
     source: SafetensorsFile | TorchZip | ExportedProgram | OnnxModel
     program: Program | None = None
 
+    def program_for(self, channels: int, height: int, width: int) -> Program | None:
+        """The network for images of this size, None for a state dict.
+
+        Raises:
+            CheckpointRefusedError: the file leaves the size open, and its graph does not take this one.
+        """
+        if isinstance(self.source, OnnxModel):
+            return onnx_model.sized(self.source, channels, height, width)
+        return self.program
+
     def write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write the checkpoint with these tensors replaced; those not given keep their bytes.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import fx
@@ -15,6 +18,8 @@ from worker.sanitizer.programs.program import Program
 from worker.sanitizer.refusals import CheckpointRefusedError, CorruptOnnxError, OnnxInterfaceError, OnnxOperatorError
 
 MAX_CHANNELS = 64
+_CHANNELS_LAST = (1, 3, 4)
+_LIKELY_SIDES = (224, 32, 64, 256, 299, 384, 28, 96, 128, 512)
 
 _OPERATORS: dict[str, Handler] = {
     **onnx_elementwise.operators(),
@@ -40,6 +45,25 @@ def to_program(file: OnnxFile) -> Imported:
     Raises:
         CheckpointRefusedError: onnx_operator, onnx_inputs_outputs, onnx_too_complex, corrupt_onnx.
     """
+    if None not in file.dims[1:]:
+        return _of_size(file)
+    # Until the job says how large its images are, any size will do that the network takes.
+    for channels, side in itertools.product((3, 1), _LIKELY_SIDES):
+        with suppress(CheckpointRefusedError):
+            return _of_size(with_size(file, channels, side, side))
+    return _of_size(with_size(file, 3, _LIKELY_SIDES[0], _LIKELY_SIDES[0]))
+
+
+def with_size(file: OnnxFile, channels: int, height: int, width: int) -> OnnxFile:
+    """The file with the extents that it leaves open filled in."""
+    _, second, third, fourth = file.dims
+    is_last = second is None and third is None and fourth in _CHANNELS_LAST
+    wanted = (height, width, channels) if is_last else (channels, height, width)
+    given = tuple(new if old is None else old for old, new in zip(file.dims[1:], wanted, strict=True))
+    return dataclasses.replace(file, dims=(file.dims[0], *given))
+
+
+def _of_size(file: OnnxFile) -> Imported:
     declared = file.dims[0]
     if declared is None:
         return _build(file, FREE_BATCHES)
@@ -81,14 +105,10 @@ def _build(file: OnnxFile, batches: tuple[int, ...]) -> Imported:
 def _images(builder: Builder, file: OnnxFile) -> Value:
     """The input as the file has it: channels behind where they are few there and many in their usual place."""
     _, second, third, fourth = file.dims
-    if third is None or (second is None and fourth is None):
-        raise OnnxInterfaceError(
-            "the file leaves the size of its images open; fix channels, height and width, e.g. with "
-            "python -m onnxruntime.tools.make_dynamic_shape_fixed --input_shape, or export with fixed sizes"
-        )
-    if second is None or fourth is None:
-        raise OnnxInterfaceError("the file leaves the height or width of its images open; export with fixed sizes")
-    if fourth <= 4 < second and fourth < third:
+    assert second is not None
+    assert third is not None
+    assert fourth is not None
+    if fourth in _CHANNELS_LAST and second > max(_CHANNELS_LAST):
         return builder.call(aten.permute.default, builder.images(fourth, second, third), [0, 2, 3, 1])
     if second > MAX_CHANNELS:
         raise OnnxInterfaceError(f"the images have {second} channels, at most {MAX_CHANNELS} are accepted")

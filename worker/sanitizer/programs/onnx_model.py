@@ -49,6 +49,17 @@ def read(path: Path) -> OnnxModel:
     return OnnxModel(file, tensors, imported.program, imported.origins)
 
 
+def sized(source: OnnxModel, channels: int, height: int, width: int) -> Program:
+    """The program for images of this size, where the file leaves it open; else the program as it is.
+
+    Raises:
+        CheckpointRefusedError: the graph does not take images of this size.
+    """
+    if None not in source.file.dims[1:]:
+        return source.program
+    return onnx_import.to_program(onnx_import.with_size(source.file, channels, height, width)).program
+
+
 def write(file: BinaryIO, source: OnnxModel, changed: Mapping[str, Tensor]) -> None:
     """Write the file again, with the bytes of these tensors in place of the old ones and every other byte as it was."""
     onnx_file.write(

@@ -17,9 +17,7 @@ _PAD_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 def operators() -> dict[str, Handler]:
     """The operators of this module by name."""
     return {
-        "Concat": lambda call: call.builder.call(
-            aten.cat.default, [call.input(i) for i in range(len(call.inputs))], call.axis(call.input(0), 0)
-        ),
+        "Concat": _concat,
         "Constant": _constant,
         "ConstantOfShape": _constant_of_shape,
         "DepthToSpace": _depth_to_space,
@@ -30,6 +28,7 @@ def operators() -> dict[str, Handler]:
         "Range": _range,
         "Reshape": _reshape,
         "Resize": resize,
+        "ScatterND": _scatter,
         "Shape": _shape,
         "Size": lambda call: call.builder.known(
             *(torch.tensor(sample.numel()) for sample in call.input(0).samples)
@@ -45,6 +44,29 @@ def operators() -> dict[str, Handler]:
         "Trilu": _triangle,
         "Unsqueeze": _unsqueeze,
     }  # fmt: skip
+
+
+def _concat(call: Call) -> Value:
+    builder, parts = call.builder, [call.input(index) for index in range(len(call.inputs))]
+    axis = call.axis(parts[0], 0)
+    batch = Extent(builder.batches)
+    if axis and call.declared_batch == 1 and any(part.rank and builder.shape(part)[0] == batch for part in parts):
+        # A file made for one image has written that one into what it joins to each image, such as a class token.
+        parts = [
+            builder.call(aten.expand.default, part, [batch, *builder.shape(part)[1:]])
+            if builder.shape(part)[0] == 1
+            else part
+            for part in parts
+        ]
+    return builder.call(aten.cat.default, parts, axis)
+
+
+def _scatter(call: Call) -> Value:
+    if call.text("reduction", "none") != "none":
+        raise call.builder.refusal("combines what it scatters")
+    builder, value, places = call.builder, call.input(0), call.input(1)
+    columns = [builder.call(aten.select.int, places, -1, column) for column in range(builder.extent(places, -1))]
+    return builder.call(aten.index_put.default, value, columns, call.input(2))
 
 
 def _constant(call: Call) -> Value:
