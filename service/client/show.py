@@ -56,6 +56,8 @@ def print_report(console: Console, report: Json) -> None:
     _print_judgement(console, report)
     choice = report["choice"]
     console.print(f"{choice['num_pruned']} of {choice['num_in_scope']} channels pruned: {choice['reason']}")
+    if report.get("comparison"):
+        _print_comparison(console, report["comparison"])
     for warning in report["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {warning}")
 
@@ -69,6 +71,27 @@ def _print_judgement(console: Console, report: Json) -> None:
     if estimate is not None:
         before, after = (100 * estimate[key] for key in ("before", "after"))
         console.print(f"synthesised triggers: {before:.1f} % before, {after:.1f} % after (an estimate)")
+
+
+def _print_comparison(console: Console, rows: list[Json]) -> None:
+    """Recipes side by side, the main one first; below the table why one refused."""
+    table = Table(title="Recipes side by side (* an estimate)", title_justify="left")
+    for column in ("recipe", "accuracy", "attack success", "robust accuracy", "synthesised*", "pruned", "seconds"):
+        table.add_column(column, justify="left" if column == "recipe" else "right")
+    for row in rows:
+        if row["status"] != "done":
+            table.add_row(row["recipe"], row["status"], "", "", "", "", f"{row['seconds']:.1f}")
+            continue
+        figures = [
+            "" if row[key] is None else _percent(row[key]) for key in ("accuracy", "attack_success", "robust_accuracy")
+        ]
+        synthetic = row["synthetic_attack_success"]
+        estimate = "" if synthetic is None else f"{100 * synthetic:.1f} %"
+        table.add_row(row["recipe"], *figures, estimate, str(row["num_pruned"]), f"{row['seconds']:.1f}")
+    console.print(table)
+    for row in rows:
+        if row["status"] != "done":
+            console.print(f"{row['recipe']} refused ({row['code']}): {escape(row['reason'])}")
 
 
 def print_preview(console: Console, preview: Json) -> None:

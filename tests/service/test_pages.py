@@ -145,6 +145,29 @@ def test_the_verdicts_look_never_comes_from_the_report(verdict, look):
     ]
 
 
+def test_recipes_stand_side_by_side_and_a_refusal_says_why():
+    refused = dict.fromkeys(("accuracy", "attack_success", "robust_accuracy", "synthetic_attack_success", "num_pruned"))
+    rows = [
+        {
+            "recipe": "auto",
+            "status": "done",
+            "accuracy": ESTIMATE,
+            "attack_success": ESTIMATE | {"value": 0.0123},
+            "robust_accuracy": None,
+            "synthetic_attack_success": 0.456,
+            "num_pruned": 17,
+            "seconds": 12.25,
+        },
+        refused | {"recipe": "bnp", "status": "refused", "code": "not_here", "reason": HOSTILE, "seconds": 0.1},
+    ]
+    seen = Outline(page(report() | {"comparison": rows}).html.decode())
+    for words in ("auto 93.1 % (90.0 to 95.0) 1.2 %", "not measured 45.6 % 17 12.25", "bnp not_here: </style>"):
+        assert words in seen.text, words
+    assert seen.open == []
+    assert "script" not in seen.tags
+    assert "side by side" not in Outline(page(report() | {"comparison": []}).html.decode()).text
+
+
 def test_hostile_text_is_text():
     hostile = page(report(HOSTILE), model_name=HOSTILE, pictures=[Picture(title=HOSTILE, media_type="i", data=b"")])
     harmless = page(report("x"), model_name="x", pictures=[Picture(title="x", media_type="i", data=b"")])

@@ -13,13 +13,13 @@ import torch
 
 from worker.sanitizer import case as cases
 from worker.sanitizer import checkpoint as checkpoints
-from worker.sanitizer import device, evidence, figures, scoring
+from worker.sanitizer import comparison, device, evidence, figures, scoring
 from worker.sanitizer.activations import ChannelStatistics, batched, profile
 from worker.sanitizer.bias import layer_bias
 from worker.sanitizer.case import Case
 from worker.sanitizer.errors import InvalidSpecError
 from worker.sanitizer.exhibits import Exhibits
-from worker.sanitizer.recipes import RECIPES, Workbench
+from worker.sanitizer.recipes import RECIPES
 from worker.sanitizer.repair import snapshot
 from worker.sanitizer.report import SCHEMA_VERSION, LayerBias, Report, Split, TensorDigest
 from worker.sanitizer.spec import AccuracyBudget, ArchitectureSpec, InputSpec, SanitizeSpec
@@ -103,17 +103,9 @@ def sanitize(
         with clock.phase("score_before"):
             before = scoring.score(case)
         suspect = snapshot(case.network)
-        bench = Workbench(
-            network=case.network,
-            num_classes=case.num_classes,
-            repair=case.profile,
-            select=case.select,
-            guide=case.guide if spec.guided_by_trigger_samples else None,
-            spec=spec,
-            generator=torch.Generator().manual_seed(spec.seed),
-            phase=clock.phase,
-        )
-        outcome = RECIPES[spec.recipe](bench)
+        started = time.perf_counter()
+        outcome = RECIPES[spec.recipe](comparison.workbench(case, spec, clock.phase))
+        spent = time.perf_counter() - started
         with clock.phase("write"):
             case.checkpoint.write(output_path, evidence.changed(case.checkpoint.tensors, suspect, case.network.tensors))
         with clock.phase("score_after"):
@@ -121,6 +113,10 @@ def sanitize(
             written = checkpoints.read(output_path)
             case.network.load(written.tensors)
             after = scoring.score(case)
+        compared = []
+        if spec.compare:
+            main = comparison.row(case, spec.recipe, before, outcome, outcome.triggers, spent)
+            compared = [main, *comparison.compare(case, spec, suspect, before, outcome.triggers, clock.phase)]
         with clock.phase("figures", 2) as advance:
             case.network.load(suspect)
             statistics = outcome.statistics or profile(
@@ -174,6 +170,7 @@ def sanitize(
         synthetic_attack_success=outcome.estimate,
         bias=bias,
         figures=drawn,
+        comparison=compared,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from worker.sanitizer.errors import InvalidSpecError
@@ -12,6 +12,7 @@ MAX_CLASSES = 100_000
 MAX_CHANNELS = 64
 MAX_SIDE = 4096
 MAX_NAME = 200
+MAX_COMPARED = 12
 
 ArchitectureSource = Literal["builtin", "torchvision", "timm", "file"]
 Recipe = Literal[
@@ -206,6 +207,8 @@ class SanitizeSpec:
         selection: How far to go.
         seed: Of every draw.
         device: Where to compute.
+        compare: Other recipes to run on the suspect with the same fields, seed and images; the report has a row for
+            each, and the checkpoint that is written stays that of `recipe`.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -220,16 +223,29 @@ class SanitizeSpec:
     selection: Selection = field(default_factory=AccuracyBudget)
     seed: int = 0
     device: Device = "auto"
+    compare: list[Recipe] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed must be 0 to 2^63 - 1")
         if isinstance(self.scope, list):
             _require(0 < len(self.scope) <= 10_000, "scope must name 1 to 10000 layers")
+        # Checked here too, because the command line makes these from JSON without a validation library.
+        _require(
+            isinstance(self.compare, list) and all(one in get_args(Recipe) for one in self.compare),
+            f"compare must be a list of recipes: {', '.join(get_args(Recipe))}",
+        )
+        _require(len(self.compare) <= MAX_COMPARED, f"compare may name at most {MAX_COMPARED} recipes")
+        _require(len(set(self.compare)) == len(self.compare), "compare must name each recipe once")
+        _require(self.recipe not in self.compare, "compare must not name the recipe itself, whose row is always there")
 
     @property
     def guided_by_trigger_samples(self) -> bool:
         """Whether half of the client's trigger samples guide, so that the job cannot do without them."""
-        return self.recipe in USES_INPUTS and self.inputs in NEEDS_TRIGGER_SAMPLES
+        return self.inputs in NEEDS_TRIGGER_SAMPLES and any(one in USES_INPUTS for one in (self.recipe, *self.compare))
+
+    def of_compared(self, recipe: Recipe) -> SanitizeSpec:
+        """What a recipe of `compare` is asked for: the same, and nothing to compare it with."""
+        return replace(self, recipe=recipe, compare=[])
 
 
 def parse_spec(value: dict[str, Any]) -> SanitizeSpec:
