@@ -21,8 +21,10 @@ from worker.sanitizer.trigger import Inversion, Triggers
 INVERSION_BATCH = 16
 BATCH = 64
 RATE = 1e-3
-# Heavier keeps more of the accuracy, and more of the backdoor: 30 left a warp at 45 %, 3 cost a point more than 10.
-ANCHOR_WEIGHT = 5.0
+# A heavier anchor keeps more of the accuracy, and more of the backdoor: 30 left a warp at 45 %, 3 cost a point more
+# than 10. The surer the verdict, the lighter.
+LIGHT_ANCHOR = 5.0
+HEAVY_ANCHOR = 20.0
 MAX_SHIFT = 1
 WARM_UP_SHARE = 0.2
 
@@ -41,6 +43,7 @@ def unlearn(
     max_size_T: Tensor,
     *,
     anchor: Snapshot,
+    anchor_weight: float = LIGHT_ANCHOR,
     steps: int,
     generator: torch.Generator,
     mask: Mapping[str, Tensor] | None = None,
@@ -48,7 +51,7 @@ def unlearn(
 ) -> None:
     """Train the network to keep the true label under triggers that are synthesised against it as it changes.
 
-    Per step each trigger goes one step on, and the network one on CE(f(x), y) + 5 KL(f₀(x) ‖ f(x)) + CE(f(x'), y),
+    Per step each trigger goes one step on, and the network one on CE(f(x), y) + w KL(f₀(x) ‖ f(x)) + CE(f(x'), y),
     where x' carries one of the triggers and f₀ is the suspect: its answers on clean images anchor the repair. The
     sizes of the triggers are bounded, so that what every network has, large universal perturbations, is left alone.
 
@@ -58,6 +61,7 @@ def unlearn(
         start: Masks to begin with, T of them.
         max_size_T: Bounds of their ℓ1 norms, in pixels.
         anchor: The tensors of f₀.
+        anchor_weight: w.
         steps: Gradient steps.
         generator: CPU generator of all draws.
         mask: Channels that are silent and stay so.
@@ -84,7 +88,7 @@ def unlearn(
             anchor_BK = network(pixels_BCHW, anchor).softmax(dim=1)
         logits_BK = network(pixels_BCHW)
         loss = functional.cross_entropy(logits_BK, labels_B)
-        loss = loss + ANCHOR_WEIGHT * functional.kl_div(logits_BK.log_softmax(dim=1), anchor_BK, reduction="batchmean")
+        loss = loss + anchor_weight * functional.kl_div(logits_BK.log_softmax(dim=1), anchor_BK, reduction="batchmean")
         loss = loss + functional.cross_entropy(network(stamped_BCHW), labels_B)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

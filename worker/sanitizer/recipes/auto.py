@@ -18,7 +18,7 @@ from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.prune import prune_with
 from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
-from worker.sanitizer.repair import Snapshot, interpolate, snapshot, unlearn
+from worker.sanitizer.repair import HEAVY_ANCHOR, LIGHT_ANCHOR, Snapshot, interpolate, snapshot, unlearn
 from worker.sanitizer.report import Repair, SyntheticAttackSuccess
 from worker.sanitizer.selection import TOLERANCE, accuracy_drop
 from worker.sanitizer.spec import AccuracyBudget
@@ -158,7 +158,12 @@ def _exhibited(bench: Workbench, suspicion: Suspicion) -> list[Suspected]:
 
 
 def _unlearn(
-    bench: Workbench, suspicion: Suspicion, anchor: Snapshot, mask: Mask, advance: Callable[[int], None]
+    bench: Workbench,
+    suspicion: Suspicion,
+    anchor: Snapshot,
+    anchor_weight: float,
+    mask: Mask,
+    advance: Callable[[int], None],
 ) -> None:
     """Unlearn the suspects from where the network is, by the masks that were found and as many new ones."""
     fresh = synthesise(
@@ -171,6 +176,7 @@ def _unlearn(
         suspicion.triggers.join(fresh),
         suspicion.bounds.repeat(2),
         anchor=anchor,
+        anchor_weight=anchor_weight,
         steps=UNLEARN_STEPS * len(suspicion.targets),
         generator=bench.generator,
         mask=mask,
@@ -185,7 +191,8 @@ def _repair(
     network, mask = bench.network, outcome.mask
     accuracy_pruned = _select_accuracy(bench)
     with bench.phase("repair", FRESH_STEPS + UNLEARN_STEPS * len(suspicion.targets)) as advance:
-        _unlearn(bench, suspicion, before, mask, advance)
+        anchor_weight = LIGHT_ANCHOR if outcome.verdict.verdict == "backdoored" else HEAVY_ANCHOR
+        _unlearn(bench, suspicion, before, anchor_weight, mask, advance)
     repaired = snapshot(network)
     network.load(before)
     right_before_N = _right(bench)

@@ -1,0 +1,72 @@
+"""Whom the default recipe suspects, from findings made by hand."""
+
+import importlib
+
+import pytest
+import torch
+
+from worker.sanitizer.trigger import ANYWHERE, Triggers
+from worker.sanitizer.verdict import Candidate, Findings
+
+auto = importlib.import_module("worker.sanitizer.recipes.auto")  # the package offers the function under this name
+
+
+def masks(targets, size=36.0):
+    number = len(targets)
+    return Triggers(
+        "mask", torch.tensor(targets), torch.full((number, 1, 2, 2), size / 4), torch.zeros(number, 1, 2, 2)
+    )
+
+
+def findings(sizes, reached, destination=None):
+    number = len(sizes)
+    return Findings(
+        classes=list(range(number)),
+        triggers=masks(list(range(number))),
+        size=torch.tensor(sizes, dtype=torch.float64),
+        anywhere=masks([ANYWHERE]),
+        destination=torch.tensor(destination or [1 / number] * number, dtype=torch.float64),
+        perturbation_success=torch.tensor(reached, dtype=torch.float64),
+    )
+
+
+def suspected(found, costs, anywhere=None):
+    candidates = [
+        Candidate(target, found.triggers.take([target]), float(found.prominence[target]), cost)
+        for target, cost in costs.items()
+    ]
+    if anywhere is not None:
+        candidates.append(Candidate(ANYWHERE, found.anywhere, 1.8, anywhere))
+    suspicion = auto._suspicion(found, candidates)
+    assert suspicion.triggers.targets_T.tolist() == suspicion.targets
+    return suspicion.targets
+
+
+REACHED = [0.2, 0.3, 0.9, 0.4, 0.25, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "costs", "targets"),
+    [
+        # A small mask that costs little stands alone.
+        ([40.0, 38.0, 6.0, 36.0, 39.0, 41.0], {2: 0.01, 3: 0.06, 1: 0.05, 4: 0.07}, [2]),
+        # A second mask nearly as small comes with it: there may be two triggers.
+        ([40.0, 38.0, 6.0, 9.0, 39.0, 41.0], {2: 0.01, 3: 0.02, 1: 0.05, 4: 0.07}, [2, 3]),
+        # A leader that is not decisive takes the cheapest of the others along.
+        ([40.0, 38.0, 22.0, 36.0, 39.0, 41.0], {2: 0.03, 3: 0.06, 1: 0.04, 4: 0.07}, [2, 1]),
+        # What is cheap to unlearn leads a class that is only a little easier to reach.
+        ([40.0, 38.0, 35.0, 36.0, 39.0, 41.0], {2: 0.05, 3: 0.05, 1: 0.003, 4: 0.05}, [1]),
+    ],
+)
+def test_the_leader_and_its_company(sizes, costs, targets):
+    assert suspected(findings(sizes, REACHED if targets[0] == 2 else [0.2] * 6), costs) == targets
+
+
+def test_the_class_where_nearly_all_ends_comes_before_the_cheapest():
+    found = findings([40.0, 38.0, 22.0, 36.0, 39.0, 41.0], REACHED, [0.0, 0.1, 0.1, 0.0, 0.8, 0.0])
+    assert suspected(found, {2: 0.03, 3: 0.06, 1: 0.04, 4: 0.07}) == [2, 4]
+
+
+def test_a_trigger_to_anywhere_that_costs_little_leads():
+    found = findings([40.0, 38.0, 35.0, 36.0, 39.0, 41.0], [0.2] * 6)
+    assert suspected(found, {2: 0.05, 3: 0.05, 1: 0.06}, anywhere=0.01)[0] == ANYWHERE
