@@ -138,6 +138,7 @@ def said(report: Report) -> dict[str, Any]:
         "verdict": verdict.get("verdict"),
         "target_classes": verdict.get("target_classes"),
         "score": verdict.get("score"),
+        "evidence": verdict.get("evidence"),
         "status": repair.get("status"),
         "estimate": _estimate(document.get("synthetic_attack_success", repair.get("synthetic_attack_success"))),
         "num_pruned": report.choice.num_pruned,
