@@ -16,6 +16,7 @@ from rich.console import Console
 from service.client import show
 from service.client.api import ApiError, Client, default_url
 from service.client.demo import demo
+from service.client.export import export
 from service.client.up import migrate, up
 from service.client.work import Inputs, preview, sanitize
 
@@ -29,6 +30,9 @@ COLUMNS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["export"]:
+        return export(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -74,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("checkpoint", type=Path, metavar="MODEL")
     command.add_argument("--meta", type=Path, required=True, help="JSON: name, architecture, input")
     command.add_argument("--clean", type=Path, required=True, help="clean labelled images")
+
+    # Its options are those of the library, which is asked before this parser is.
+    commands.add_parser("export", help="from your model's code to a file to upload", add_help=False)
 
     for what in COLUMNS:
         nested = commands.add_parser(what, help=f"list {what}").add_subparsers(required=True, metavar="COMMAND")

@@ -1,4 +1,4 @@
-"""The library from a shell: sanitize one checkpoint on this machine, without a service."""
+"""The library from a shell: sanitize one checkpoint on this machine without a service, or `export` one to upload."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from worker.sanitizer import report
+from worker.sanitizer import export_command, report
 from worker.sanitizer.errors import SanitizerError
 from worker.sanitizer.spec import ArchitectureSpec, InputSpec, SanitizeSpec, parse_spec
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m worker.sanitizer`; 0 when the checkpoint was written, 1 with the reason when it was refused."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["export"]:
+        return export_command.main(arguments[1:])
     options = _parser().parse_args(arguments)
     # Torch takes seconds to import; --help and a misspelt option should not.
     from worker.sanitizer.sanitize import sanitize  # noqa: PLC0415

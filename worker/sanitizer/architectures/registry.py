@@ -80,6 +80,18 @@ def build(spec: ArchitectureSpec) -> torch.nn.Module:
         return _construct(entry, spec, options).eval()
 
 
+def state_shapes(spec: ArchitectureSpec) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of the specified network's state dict, without making any of them.
+
+    Raises:
+        ArchitectureRefusedError: as `build`, but for size.
+    """
+    entry = _find(spec)
+    with torch.device("meta"):
+        network = _construct(entry, spec, resolve(spec.name, entry.options, spec.options))
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
 def names() -> dict[str, list[str]]:
     """Return the allow-listed names by source, whether or not the library behind a source is installed."""
     return {source: sorted(entries) for source, entries in _REGISTRY.items()}
