@@ -18,7 +18,12 @@ ArchitectureSource = Literal["builtin", "torchvision", "timm", "file"]
 Recipe = Literal[
     "auto", "prune", "paper", "fine_pruning", "clp", "bnp", "anp", "rnp", "awm", "ft", "ft_sam", "nc_unlearn", "i_bau"
 ]
-Criterion = Literal["linf", "l1", "l2", "linf_over_l2"]
+# fmt: off
+Criterion = Literal[
+    "linf", "l1", "l2", "linf_over_l2", "mean", "lipschitz", "bn_divergence", "entropy", "adversarial_mask",
+    "weight_mask", "unlearn_recover", "logit_contribution",
+]
+# fmt: on
 Aggregate = Literal["mean", "max"]
 Inputs = Literal["clean", "triggered", "difference", "synthetic", "synthetic_difference"]
 Order = Literal["descending", "ascending"]
@@ -28,12 +33,15 @@ Crop = Literal["center"]
 Interpolation = Literal["bilinear", "bicubic"]
 
 NEEDS_TRIGGER_SAMPLES = ("triggered", "difference")
+# The criteria that are norms of activation maps, taken on `inputs`.
+NORM_CRITERIA = ("linf", "l1", "l2", "linf_over_l2")
+# Those that look at triggered images whatever `inputs` says: at synthetic ones where it says `clean`.
+NEEDS_TRIGGERS = ("entropy", "logit_contribution")
 # The recipes that look at `inputs`; the others ignore it.
 USES_INPUTS = ("auto", "prune")
 SCOPES: tuple[str, ...] = get_args(Scope)
 CHOICES: dict[str, tuple[str, ...]] = {
     "recipe": get_args(Recipe),
-    "criterion": get_args(Criterion),
     "aggregate": get_args(Aggregate),
     "inputs": get_args(Inputs),
     "order": get_args(Order),
@@ -196,9 +204,18 @@ class SanitizeSpec:
         recipe: `auto` judges, prunes, repairs and verifies; `prune` only prunes, by the fields below; `paper` is
             `prune` as arXiv 2002.12162 is read here; the others are published baselines and ignore those fields.
         repair: Whether `auto` trains after pruning.
-        criterion: Norm of the activation map that ranks channels.
-        aggregate: How the norm is taken over images.
-        inputs: What the norm is taken on. `triggered` and `difference` let half of the client's trigger samples
+        criterion: What ranks channels, for `auto` and `prune`; standardised inside each layer, and turned so that
+            `descending` prunes the most suspicious first. `linf`, `l1`, `l2`, `linf_over_l2`: norms of the activation
+            map on `inputs`. `mean`: mean activation on clean images, the quietest first (Fine-Pruning).
+            `lipschitz`: bound of the channel's Lipschitz constant (CLP). `bn_divergence`: of clean images from what
+            the batch norm stores (BNP). `entropy`: of the peaks before the batch norm on clean and triggered images
+            together, the lowest first (EP). `adversarial_mask` (ANP), `weight_mask` (AWM, its mean over the channel's
+            weights), `unlearn_recover` (RNP): the masks that those recipes learn, the lowest first.
+            `logit_contribution`: what the channel adds, to first order, to the suspected class's logit on triggered
+            images. A list of names ranks by the mean of their standardised scores (in a layer that only some of them
+            apply to, by the mean of those); a layer that none applies to is left alone.
+        aggregate: How a norm is taken over images.
+        inputs: What a norm is taken on. `triggered` and `difference` let half of the client's trigger samples
             guide; the `synthetic` ones need none.
         scope: Which layers may lose channels: `all_convs`, every layer whose channels can be silenced (hidden linear
             layers and attention heads too, where there are any); `last_conv`, the deepest convolution, or where only
@@ -215,7 +232,7 @@ class SanitizeSpec:
 
     recipe: Recipe = "auto"
     repair: bool = True
-    criterion: Criterion = "linf"
+    criterion: Criterion | list[Criterion] = "linf"
     aggregate: Aggregate = "mean"
     inputs: Inputs = "synthetic_difference"
     scope: Scope | list[str] = "all_convs"
@@ -231,12 +248,22 @@ class SanitizeSpec:
             _require(0 < len(self.scope) <= 10_000, "scope must name 1 to 10000 layers")
         # Checked here too, because the command line makes these from JSON without a validation library.
         _require(
+            all(one in get_args(Criterion) for one in self.criteria),
+            f"criterion must be one of {', '.join(get_args(Criterion))}, or a list of them",
+        )
+        _require(0 < len(set(self.criteria)) == len(self.criteria), "criterion must name each criterion once")
+        _require(
             isinstance(self.compare, list) and all(one in get_args(Recipe) for one in self.compare),
             f"compare must be a list of recipes: {', '.join(get_args(Recipe))}",
         )
         _require(len(self.compare) <= MAX_COMPARED, f"compare may name at most {MAX_COMPARED} recipes")
         _require(len(set(self.compare)) == len(self.compare), "compare must name each recipe once")
         _require(self.recipe not in self.compare, "compare must not name the recipe itself, whose row is always there")
+
+    @property
+    def criteria(self) -> tuple[Criterion, ...]:
+        """The criteria whose standardised scores are averaged, most often one."""
+        return tuple(self.criterion) if isinstance(self.criterion, list) else (self.criterion,)
 
     @property
     def guided_by_trigger_samples(self) -> bool:

@@ -56,7 +56,7 @@ def test_the_silenced_channels_are_the_extreme_ones_and_nothing_else_changes(sus
     assert made.silent(outcome.mask)
     after = made.tensors()
     for site in made.bench.network.sites:
-        for name in site.owned:
+        for name in site.tensors:
             assert not bool(after[name][~outcome.mask[site.name]].any())
             before[name][~outcome.mask[site.name]] = 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from worker.sanitizer import criteria
 from worker.sanitizer.network import frozen
 from worker.sanitizer.recipes import soft_masks
 from worker.sanitizer.recipes.thresholds import prune_low_masks
@@ -36,6 +37,11 @@ def anp(bench: Workbench) -> Outcome:
     0.2 CE(undisturbed) + 0.8 CE(disturbed), kept in [0, 1]. Without a batch norm, δ and ξ disturb the convolution's
     weight and bias. The threshold is the largest that the accuracy budget admits on the selection split.
     """
+    return prune_low_masks(bench, bench.network.sites, adversarial_masks(bench))
+
+
+def adversarial_masks(bench: Workbench) -> criteria.Scores:
+    """The masks that `anp` learns, per site (C,) in [0, 1] on the CPU; the network is left as it is."""
     network, generator = bench.network, bench.generator
     sites = network.sites
     mask = soft_masks.ones(network, sites)
@@ -67,7 +73,7 @@ def anp(bench: Workbench) -> Outcome:
                 for mask_C in mask.values():
                     mask_C.clamp_(0, 1)
             advance(1)
-    return prune_low_masks(bench, sites, {name: mask_C.detach().cpu() for name, mask_C in mask.items()})
+    return {name: mask_C.detach().cpu() for name, mask_C in mask.items()}
 
 
 def _uniform(mask: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:

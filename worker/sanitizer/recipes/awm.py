@@ -44,12 +44,24 @@ def awm(bench: Workbench) -> Outcome:
     Raises:
         RecipeNotApplicableError: There is no convolution.
     """
-    network, repair = bench.network, bench.repair
-    weights = {name: weight for name, weight in network.parameters().items() if weight.dim() == 4}
+    weights = _weights(bench.network)
     if not weights:
         raise RecipeNotApplicableError(
             "Recipe `awm` needs a convolution with stored weights, and there is none. Use another recipe."
         )
+    mask = weight_masks(bench)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.mul_(mask[name])
+    kept = float(torch.cat([mask_CIHW.flatten() for mask_CIHW in mask.values()]).mean())
+    reason = f"Soft masks of the convolution weights, {kept:.1%} of 1 on average, whatever they cost."
+    return Outcome(choice=Choice(num_pruned=0, num_in_scope=0, reason=reason))
+
+
+def weight_masks(bench: Workbench) -> dict[str, Tensor]:
+    """The masks that `awm` learns, by the weight's name and of its shape, in [0, 1]; the network is left as it is."""
+    network, repair = bench.network, bench.repair
+    weights = _weights(network)
     mask = {name: torch.ones_like(weight, requires_grad=True) for name, weight in weights.items()}
     optimizer = torch.optim.Adam(list(mask.values()), lr=MASK_RATE)
     batches = minibatches(repair, batch_size=BATCH_SIZE, generator=bench.generator, device=network.device)
@@ -72,12 +84,11 @@ def awm(bench: Workbench) -> Outcome:
                     for mask_CIHW in mask.values():
                         mask_CIHW.clamp_(0, 1)
             advance(1)
-    with torch.no_grad():
-        for name, weight in weights.items():
-            weight.mul_(mask[name])
-    kept = float(torch.cat([mask_CIHW.detach().flatten() for mask_CIHW in mask.values()]).mean())
-    reason = f"Soft masks of the convolution weights, {kept:.1%} of 1 on average, whatever they cost."
-    return Outcome(choice=Choice(num_pruned=0, num_in_scope=0, reason=reason))
+    return {name: mask_CIHW.detach() for name, mask_CIHW in mask.items()}
+
+
+def _weights(network: Network) -> dict[str, Tensor]:
+    return {name: weight for name, weight in network.parameters().items() if weight.dim() == 4}
 
 
 def _perturbation(

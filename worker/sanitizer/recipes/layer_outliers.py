@@ -38,7 +38,7 @@ def clp(bench: Workbench) -> Outcome:
     sites = [site for site in network.sites if site.weight is not None]
     if not sites:
         raise RecipeNotApplicableError("Recipe `clp` needs a convolution, and there is none. Use another recipe.")
-    scores = {site.name: criteria.lipschitz_bound(_weight(network, site), _gain(network, site)) for site in sites}
+    scores = lipschitz_bounds(network, sites)
     return _prune_outliers(bench, sites, scores, "channel Lipschitz bound")
 
 
@@ -55,9 +55,20 @@ def bnp(bench: Workbench) -> Outcome:
             "Recipe `bnp` compares images with the statistics that a batch norm stores, and this network has no batch "
             "norm. Use another recipe."
         )
+    scores = norm_divergences(bench, sites)
+    return _prune_outliers(bench, sites, scores, "divergence from the stored batch-norm statistics")
+
+
+def lipschitz_bounds(network: Network, sites: Sequence[Site]) -> criteria.Scores:
+    """The Lipschitz bound of each channel of these convolutions, whose weights are stored, per site (C,)."""
+    return {site.name: criteria.lipschitz_bound(_weight(network, site), _gain(network, site)) for site in sites}
+
+
+def norm_divergences(bench: Workbench, sites: Sequence[Site]) -> criteria.Scores:
+    """How far clean images diverge from what the batch norms of these sites store, per site (C,) in nats."""
     with bench.phase("profile", len(bench.repair)) as advance:
-        seen = moments(network, batched(bench.repair.pixels_NCHW), sites, advance=advance)
-    scores = {}
+        seen = moments(bench.network, batched(bench.repair.pixels_NCHW), sites, advance=advance)
+    network, scores = bench.network, {}
     for site in sites:
         clean = seen[site.name]
         stored_mean_C = network.tensors[f"{site.norm}.running_mean"]
@@ -65,7 +76,7 @@ def bnp(bench: Workbench) -> Outcome:
         scores[site.name] = criteria.norm_divergence(
             clean.mean(), clean.variance(), stored_mean_C, stored_variance_C, site.norm_eps
         )
-    return _prune_outliers(bench, sites, scores, "divergence from the stored batch-norm statistics")
+    return scores
 
 
 def _weight(network: Network, site: Site) -> Tensor:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from torch import Tensor
+import torch
 
 from worker.sanitizer import criteria, masks, selection
 from worker.sanitizer.activations import ChannelStatistics, batched, profile
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.network import Network, Site
+from worker.sanitizer.recipes.channel_scores import Material, Shown, channel_scores
 from worker.sanitizer.recipes.workbench import Outcome, Workbench
 from worker.sanitizer.report import Choice, CurvePoint
-from worker.sanitizer.spec import NEEDS_TRIGGER_SAMPLES, AccuracyBudget, FixedFraction, SanitizeSpec
+from worker.sanitizer.spec import NEEDS_TRIGGER_SAMPLES, NEEDS_TRIGGERS, AccuracyBudget, FixedFraction, SanitizeSpec
 from worker.sanitizer.sweep import grid, sweep
 from worker.sanitizer.trigger import Triggers, success, synthesise
 
@@ -30,8 +31,9 @@ PROFILE_IMAGES_PER_TRIGGER = 256
 
 def prune(bench: Workbench) -> Outcome:
     """Prune as the specification says, and nothing else."""
-    triggers = suspects(bench) if bench.spec.inputs.startswith("synthetic") else []
-    return prune_with(bench, triggers)
+    spec = bench.spec
+    wanted = spec.inputs == "clean" and any(name in NEEDS_TRIGGERS for name in spec.criteria)
+    return prune_with(bench, suspects(bench) if wanted or spec.inputs.startswith("synthetic") else [])
 
 
 def paper(bench: Workbench) -> Outcome:
@@ -93,8 +95,10 @@ def prune_with(bench: Workbench, triggers: Sequence[Suspected], *, sparing: bool
     """
     network, spec = bench.network, bench.spec
     sites = in_scope(network, spec.scope)
-    clean, triggered, raw = _profile(bench, triggers)
-    scores = {site.name: criteria.standardise(raw[site.name]) for site in sites}
+    shown = _shown(bench, triggers)
+    clean, triggered = _profile(bench, [] if spec.inputs == "clean" else shown)
+    scores = channel_scores(Material(bench=bench, sites=sites, clean=clean, triggered=triggered, shown=shown))
+    sites = tuple(site for site in sites if site.name in scores)
     count, reason, curve = _choose(bench, sites, scores, [one.triggers.take([one.which]) for one in triggers], sparing)
     mask = masks.from_ranking(sites, masks.rank(scores, descending=spec.order == "descending"), count)
     masks.silence(network, mask)
@@ -123,27 +127,25 @@ def in_scope(network: Network, scope: str | list[str]) -> tuple[Site, ...]:
     return tuple(network.site(name) for name in dict.fromkeys(scope))
 
 
-def _profile(
-    bench: Workbench, triggers: Sequence[Suspected]
-) -> tuple[dict[str, ChannelStatistics], dict[str, ChannelStatistics], dict[str, Tensor]]:
-    network, spec, pixels_NCHW = bench.network, bench.spec, bench.repair.pixels_NCHW
-    batches: list[Tensor] = []
-    if spec.inputs in NEEDS_TRIGGER_SAMPLES:
+def _shown(bench: Workbench, triggers: Sequence[Suspected]) -> list[Shown]:
+    """The client's trigger samples where they guide, else some images under each synthesised trigger."""
+    if bench.spec.inputs in NEEDS_TRIGGER_SAMPLES:
         assert bench.guide is not None
-        batches = list(batched(bench.guide.pixels_NCHW))
-    elif spec.inputs != "clean":
-        seen_NCHW = pixels_NCHW[:PROFILE_IMAGES_PER_TRIGGER].to(network.device)
-        batches = [one.triggers.stamp(seen_NCHW, one.which) for one in triggers]
+        return [Shown(bench.guide.pixels_NCHW, bench.guide.labels_N, None)]
+    some = bench.repair.take(torch.arange(min(PROFILE_IMAGES_PER_TRIGGER, len(bench.repair))))
+    seen_NCHW = some.pixels_NCHW.to(bench.network.device)
+    return [Shown(one.triggers.stamp(seen_NCHW, one.which), some.labels, one.target) for one in triggers]
+
+
+def _profile(
+    bench: Workbench, shown: Sequence[Shown]
+) -> tuple[dict[str, ChannelStatistics], dict[str, ChannelStatistics]]:
+    network, pixels_NCHW = bench.network, bench.repair.pixels_NCHW
+    batches = [batch for one in shown for batch in batched(one.pixels_NCHW, PROFILE_IMAGES_PER_TRIGGER)]
     with bench.phase("profile", len(pixels_NCHW) + sum(len(batch) for batch in batches)) as advance:
         clean = profile(network, batched(pixels_NCHW), network.sites, advance=advance)
         triggered = profile(network, batches, network.sites, advance=advance) if batches else {}
-    inputs = {"synthetic": "triggered", "synthetic_difference": "difference"}.get(spec.inputs, spec.inputs)
-    if not triggered:  # Nothing was suspected: the clean norms are what there is.
-        inputs = "clean"
-    raw = criteria.activation_scores(
-        clean, triggered or None, criterion=spec.criterion, aggregate=spec.aggregate, inputs=inputs
-    )
-    return clean, triggered, raw
+    return clean, triggered
 
 
 def _choose(

@@ -42,14 +42,18 @@ def rnp(bench: Workbench) -> Outcome:
     The masks multiply scale and shift of the norm (weight and bias of the convolution without one). Pruning is done
     in the original network; the threshold is the largest that the accuracy budget admits on the selection split.
     """
+    return prune_low_masks(bench, bench.network.sites, recovery_masks(bench))
+
+
+def recovery_masks(bench: Workbench) -> dict[str, torch.Tensor]:
+    """The masks that `rnp` learns, per site (C,) in [0, 1] on the CPU; the network is left as it is."""
     network = bench.network
     original = {name: tensor.detach().clone() for name, tensor in network.tensors.items()}
     try:
         _unlearn(bench)
-        soft = _recover(bench)
+        return _recover(bench)
     finally:
         network.load(original)
-    return prune_low_masks(bench, network.sites, soft)
 
 
 def _unlearn(bench: Workbench) -> None:
