@@ -129,6 +129,14 @@ case(
     node("BatchNormalization", "x s b m v"),
     s=random(3), b=random(3, seed=1), m=random(3, seed=2), v=np.abs(random(3, seed=3)) + 0.5, opsets=(11, 14, 15, 22),
 )  # fmt: skip
+case(
+    [
+        *(node("Reshape", "w flat", "v"), node("BatchNormalization", "v s b m m", "u p q", training_mode=1)),
+        *(node("Reshape", "u back", "k"), node("Conv", "x k")),
+    ],
+    w=random(4, 3, 3, 3), flat=[1, 4, 27], back=[4, 3, 3, 3],
+    s=random(4), b=random(4, seed=1), m=random(4, seed=2) ** 2, opsets=(17,), label="_of_a_weight",
+)  # fmt: skip
 case(node("LayerNormalization", "x s b"), s=random(8), b=random(8, seed=1), opsets=(17, 22))
 case(node("LayerNormalization", "x s", axis=1, epsilon=1e-3), s=random(3, 6, 8), label="_3d")
 case(node("InstanceNormalization", "x s b"), s=random(3), b=random(3, seed=1), opsets=EVERY)
@@ -236,6 +244,15 @@ case(
         *(node("Where", "kept ones t", "u"), node("Expand", "w u", "p"), node("Concat", "x p", axis=2)),
     ],
     r=[3, -1, 8], minus=-1, w=random(1, 3, 1, 8), label="_as_torch",
+)  # fmt: skip
+case(
+    [
+        *(node("Shape", "x", "n", start=0, end=1), node("Squeeze", "n", "count")),
+        *(node("Range", "zero count one", "rows"), node("Mul", "rows size", "starts")),
+        *(node("Unsqueeze", "starts axis", "column"), node("Add", "column i", "places")),
+        *(node("Reshape", "x minus", "flat"), node("Gather", "flat places")),
+    ],
+    zero=0, one=1, size=144, axis=[1], minus=[-1], i=[[5, 3, 3, 140]], label="_strided",
 )  # fmt: skip
 case(node("ScatterND", "x i u"), i=[[0, 1], [2, 0]], u=random(2, 6, 8), shape=(3, 3, 6, 8), opsets=(11, 16, 18))
 case(node("Tile", "x r"), r=[1, 2, 1, 3], opsets=EVERY)

@@ -171,6 +171,18 @@ class Builder:
             raise self.refusal("needs an extent that depends on the batch size")
         return size
 
+    def depends_on_images(self, value: Value) -> bool:
+        """Whether a value is not the same whatever the images."""
+        pending, seen = [value.node] if value.node is not None else [], set[fx.Node]()
+        while pending:
+            node = pending.pop()
+            if node is self._images:
+                return True
+            fresh = [source for source in node.all_input_nodes if source not in seen]
+            seen.update(fresh)
+            pending += fresh
+        return False
+
     # Calls ------------------------------------------------------------------------------------------------------------
 
     def call(self, target: OpOverload, *args: Any, **options: Any) -> Value:  # noqa: ANN401 - what the operator takes

@@ -134,7 +134,7 @@ def _einsum(call: Call) -> Value:
 
 def _batch_norm(call: Call) -> Value:
     if call.whole("training_mode", 0):
-        raise OnnxTrainingError("a batch norm is in training mode; export the network after model.eval()")
+        return _standardized(call)
     builder, scale, shift, mean = call.builder, call.input(1), call.input(2), call.input(3)
     wanted = (mean.weight or "").removesuffix(".running_mean")
     if not wanted or wanted == mean.weight:
@@ -145,6 +145,17 @@ def _batch_norm(call: Call) -> Value:
         builder.statistics(mean, f"{prefix}.running_mean"),
         builder.statistics(call.input(4), f"{prefix}.running_var"),
         False, 0.1, call.real("epsilon", 1e-5), False,
+    )  # fmt: skip
+
+
+def _standardized(call: Call) -> Value:
+    """A norm by the statistics of its own input: of a weight it is weight standardisation, of images it is training."""
+    builder, value = call.builder, call.input(0)
+    if builder.depends_on_images(value):
+        raise OnnxTrainingError("a batch norm is in training mode; export the network after model.eval()")
+    return builder.call(
+        aten.batch_norm.default, value, call.input(1), call.input(2), None, None, True, 0.0,
+        call.real("epsilon", 1e-5), False,
     )  # fmt: skip
 
 

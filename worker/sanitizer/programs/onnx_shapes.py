@@ -223,6 +223,8 @@ def _gather(call: Call) -> Value:
     number = builder.number(index)
     if number is not None and index.rank == 0:
         return builder.call(aten.select.int, value, axis, int(number))
+    if index.is_known and value.rank == 1 and isinstance(builder.shape(value)[0], Extent):
+        return _gather_within_images(call, value, index)
     if index.is_known:
         size = builder.extent(value, axis)
         index = builder.known(*(torch.where(sample < 0, sample + size, sample) for sample in index.samples))
@@ -230,6 +232,25 @@ def _gather(call: Call) -> Value:
     flat = index if index.rank == 1 else builder.call(aten.reshape.default, index, [-1])
     result = builder.call(aten.index_select.default, value, axis, flat)
     return result if index.rank == 1 else reshaped(call, result, shape)
+
+
+def _gather_within_images(call: Call, value: Value, index: Value) -> Value:
+    """Take from a whole batch that was laid out in one row, from each image at the same places: strides spelt out."""
+    builder, patterns = call.builder, []
+    for sample, places, batch in zip(value.samples, index.samples, builder.batches, strict=True):
+        size = sample.numel() // batch
+        pattern = places[:1]
+        steps = torch.arange(len(places)).view(-1, *[1] * (places.dim() - 1)) * size
+        is_within = pattern.numel() and int(pattern.min()) >= 0 and int(pattern.max()) < size
+        if len(places) != batch or not is_within or not torch.equal(places, pattern + steps):
+            raise builder.refusal("takes values of one image for another")
+        patterns.append((size, pattern))
+    (size, pattern), others = patterns[0], patterns[1:]
+    if any(size != other_size or not torch.equal(pattern, other) for other_size, other in others):
+        raise builder.refusal("takes other values where there are more images")
+    rows = builder.call(aten.reshape.default, value, [-1, size])
+    taken = builder.call(aten.index_select.default, rows, 1, builder.known(pattern.reshape(-1)))
+    return builder.call(aten.reshape.default, taken, [-1, *pattern.shape[1:]])
 
 
 def _pad(call: Call) -> Value:
