@@ -28,7 +28,7 @@ Aggregate = Literal["mean", "max"]
 Inputs = Literal["clean", "triggered", "difference", "synthetic", "synthetic_difference"]
 Order = Literal["descending", "ascending"]
 Device = Literal["auto", "cpu", "cuda"]
-Scope = Literal["last_conv", "all_convs"]
+Scope = Literal["last_conv", "last_stage", "all_convs"]
 Crop = Literal["center"]
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -219,7 +219,9 @@ class SanitizeSpec:
             guide; the `synthetic` ones need none.
         scope: Which layers may lose channels: `all_convs`, every layer whose channels can be silenced (hidden linear
             layers and attention heads too, where there are any); `last_conv`, the deepest convolution, or where only
-            patch embeddings are convolutions the deepest linear layer or attention; or the layers named.
+            patch embeddings are convolutions the deepest linear layer or attention; `last_stage`, the convolutions
+            whose maps have as many positions as the last one's, or without convolutions the linear layers and attention
+            heads on as many tokens as the deepest; or the layers named.
         order: `descending` prunes the largest scores first.
         selection: How far to go.
         seed: Of every draw.

@@ -13,8 +13,9 @@ import torch
 from worker.sanitizer import criteria, masks, selection
 from worker.sanitizer.activations import ChannelStatistics, batched, profile
 from worker.sanitizer.exhibits import Suspected
-from worker.sanitizer.network import Network, Site
+from worker.sanitizer.network import Site
 from worker.sanitizer.recipes.channel_scores import Material, Shown, channel_scores
+from worker.sanitizer.recipes.scope import in_scope
 from worker.sanitizer.recipes.workbench import Outcome, Workbench
 from worker.sanitizer.report import Choice, CurvePoint
 from worker.sanitizer.spec import NEEDS_TRIGGER_SAMPLES, NEEDS_TRIGGERS, AccuracyBudget, FixedFraction, SanitizeSpec
@@ -112,19 +113,6 @@ def prune_with(bench: Workbench, triggers: Sequence[Suspected], *, sparing: bool
         triggers=list(triggers),
         triggered=triggered,
     )
-
-
-def in_scope(network: Network, scope: str | list[str]) -> tuple[Site, ...]:
-    """The sites of a scope: all of whatever kind, the last convolution (see `Network.last_conv`), or those named.
-
-    Raises:
-        NetworkRefusedError: A name is not a site's, or there is neither a convolution nor a linear layer.
-    """
-    if scope == "all_convs":
-        return network.sites
-    if scope == "last_conv":
-        return (network.last_conv(),)
-    return tuple(network.site(name) for name in dict.fromkeys(scope))
 
 
 def _shown(bench: Workbench, triggers: Sequence[Suspected]) -> list[Shown]:
