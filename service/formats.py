@@ -46,7 +46,7 @@ _KNOWN: tuple[tuple[bytes, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "a zstd file; unpack it first"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
     (b"PK\x05\x06", "an empty zip archive"),
-    (b"\x89HDF", "an HDF5 (Keras) file"),
+    (b"\x89HDF", "an HDF5 (Keras) file, for which docs/keras.md has the steps"),
     (b"GGUF", "a GGUF file"),
     (b"\x93NUMPY", "a single .npy array"),
     (b"\x89PNG", "a single PNG image"),

@@ -78,6 +78,15 @@ def test_logits_are_taken_out_of_what_hugging_face_returns(model, tmp_path):
     assert export(model("Wrapped"), tmp_path / "net.pt2").difference <= 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_torchscript_becomes_onnx_alone(tmp_path):
+    torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 12), nn.ReLU(), nn.Flatten(), nn.Linear(4, 5))).save(tmp_path / "s")
+    script = torch.jit.load(tmp_path / "s")
+    assert exporting.export(script, tmp_path / "net.onnx", INPUT).batch == "free"
+    with pytest.raises(exporting.ExportError, match=r"\.onnx"):
+        exporting.export(script, tmp_path / "net.pt2", INPUT)
+
+
 def test_a_registered_module_becomes_safetensors_and_a_name(tmp_path):
     options = {"width": 3, "blocks": 2, "stem_stride": 2}
     asked = ArchitectureSpec(name="small_resnet", num_classes=4, in_channels=3, options=options)

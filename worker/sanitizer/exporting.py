@@ -34,6 +34,7 @@ TOLERANCE = 1e-5
 NUM_CHECKED = 5
 _TRACED_BATCH = 2
 _FIXED_BATCH = 16
+_FREE = ({0: torch.export.Dim.DYNAMIC},)
 
 
 class ExportError(SanitizerError):
@@ -155,28 +156,33 @@ def _program(
 
 
 def _write_pt2(module: nn.Module, images_NCHW: Tensor, path: Path, *, is_free: bool) -> None:
-    shapes = ({0: torch.export.Dim.DYNAMIC},) if is_free else None
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ExportError("torch.export does not take TorchScript; write it as .onnx")
     try:
-        program = torch.export.export(module, (_example(images_NCHW, is_free),), dynamic_shapes=shapes)
-        # The reader wants real numbers alone, and no sample of anybody's images belongs into the file.
+        # The example becomes part of the file, so that it must not be anybody's image.
+        example_NCHW = _example(images_NCHW, is_free)
+        program = torch.export.export(module, (example_NCHW,), dynamic_shapes=_FREE if is_free else None)
         torch.export.save(program, path)
     except Exception as error:  # the module's own code runs here, and may raise anything
         raise ExportError(f"torch.export does not take this module: {_first_line(error)}") from error
 
 
 def _write_onnx(module: nn.Module, images_NCHW: Tensor, path: Path, *, is_free: bool) -> None:
-    if importlib.util.find_spec("onnxscript") is None:
+    # The newer exporter does not take TorchScript; the older one cannot follow as many modules.
+    is_script = isinstance(module, torch.jit.ScriptModule)
+    if not is_script and importlib.util.find_spec("onnxscript") is None:
         raise ExportError(
             "torch's exporter to ONNX needs the package onnxscript (pip install onnxscript); or take .pt2"
         )
-    options: dict[str, Any] = {"dynamic_shapes": ({0: torch.export.Dim.DYNAMIC},)} if is_free else {}
+    options: dict[str, Any] = {"dynamo": not is_script}
+    if is_script:
+        options |= {"input_names": ["images"], "dynamic_axes": {"images": {0: "n"}} if is_free else None}
+    else:
+        options |= {"external_data": False, "dynamic_shapes": _FREE if is_free else None}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(
-                module, (_example(images_NCHW, is_free),), path, dynamo=True, external_data=False, verbose=False,
-                **options,
-            )  # fmt: skip
+            torch.onnx.export(module, (_example(images_NCHW, is_free),), path, verbose=False, **options)
     except Exception as error:  # as above
         raise ExportError(f"torch.onnx does not take this module: {_first_line(error)}") from error
 

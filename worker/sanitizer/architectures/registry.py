@@ -105,6 +105,7 @@ def _find(spec: ArchitectureSpec) -> _Entry:
     if entry is None:
         raise UnknownArchitectureError(
             f"'{spec.source}' has no architecture '{spec.name[:60]}' here; choose one of: {', '.join(sorted(entries))}"
+            "; or make a .pt2 of your model with `lustrate export` (docs/state-dict.md)"
         )
     return entry
 

@@ -302,7 +302,7 @@ def _allowed_global(name: str) -> _Global:
         )
     raise PickledModuleError(
         f"the checkpoint is a pickle that names the Python object {dotted}, and loading it could run code; "
-        "save the weights alone with torch.save(model.state_dict(), path), or as safetensors"
+        "save the weights alone with torch.save(model.state_dict(), path), or as safetensors (docs/pickled-model.md)"
     )
 
 

@@ -165,7 +165,7 @@ def _refusal(first_bytes: bytes) -> CheckpointRefusedError:
     if first_bytes[0] == 0x80 and len(first_bytes) > 1 and first_bytes[1] <= 5:
         return BarePickleError(
             "this is a pickle, and loading it could run code; save the weights with "
-            "torch.save(model.state_dict(), path), or as safetensors"
+            "torch.save(model.state_dict(), path), or as safetensors (docs/pickled-model.md)"
         )
     return UnknownCheckpointFormatError(
         "this is neither safetensors nor a torch checkpoint, nor ONNX; save the weights as safetensors, "

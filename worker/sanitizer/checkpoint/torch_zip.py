@@ -139,7 +139,8 @@ def _known_members(members: list[Member]) -> dict[str, Member]:
     if any(name == "constants.pkl" or name.startswith("code/") for name in by_name):
         raise TorchScriptError(
             "this is a TorchScript program, which can run code and touch files; load it where you trust it and save "
-            "its weights: torch.save(torch.jit.load(path).state_dict(), new_path), or as safetensors"
+            "its weights: torch.save(torch.jit.load(path).state_dict(), new_path), or as safetensors "
+            "(docs/torchscript.md)"
         )
     unknown = [name for name in by_name if not _KNOWN.fullmatch(name)]
     if len(roots) != 1 or unknown or "data.pkl" not in by_name:
