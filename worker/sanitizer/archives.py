@@ -83,6 +83,9 @@ def read_directory(file: BinaryIO, file_bytes: int, *, max_members: int = MAX_ME
                 f"the archive holds {name!r} twice (or in two spellings); write each member once and upload again"
             )
         seen.add(folded)
+    # A 64-bit place may also be one that no file can have, and that seek refuses in its own words.
+    if any(entry.local_start >= start for entry in entries):
+        raise CorruptArchiveError("a member of the zip file lies behind its directory; write the file again")
     members = [_locate_data(file, entry, name) for entry, name in zip(entries, names, strict=True)]
     _refuse_overlap(entries, members, start)
     return members

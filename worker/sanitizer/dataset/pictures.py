@@ -17,6 +17,10 @@ from worker.sanitizer.refusals import CorruptDatasetError, ImageDtypeError, Imag
 from worker.sanitizer.spec import MAX_SIDE
 
 MAX_IMAGE_FILE_BYTES = 32 * 2**20
+# Of a progressive JPEG: cameras and encoders write ten. Each may take a few bytes and costs a pass over all pixels.
+MAX_SCANS = 500
+_JPEG_MAGIC = b"\xff\xd8"
+_START_OF_SCAN = b"\xff\xda"
 
 _GRAY_MODES = ("1", "L", "LA")
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -53,6 +57,8 @@ def decode(data: bytes, name: str, *, alpha: bool = False) -> Tensor:
     """
     if len(data) > MAX_IMAGE_FILE_BYTES:
         raise ImageTooLargeError(f"{name!r} has more than {MAX_IMAGE_FILE_BYTES} bytes; make the image smaller")
+    if data.startswith(_JPEG_MAGIC) and data.count(_START_OF_SCAN) > MAX_SCANS:
+        raise CorruptDatasetError(f"{name!r} has more than {MAX_SCANS} scans; save the JPEG again")
     try:
         return _decode(data, name, alpha=alpha)
     except _BOMB_ERRORS as error:
