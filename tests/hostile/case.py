@@ -34,7 +34,7 @@ class Case:
         format: What it pretends to be; decides which parser gets it.
         build: Makes its bytes. If it carries code, that code would create the file whose path is given.
         codes: The refusals that it may end in.
-        carries_code: Whether a loader that trusts it would create that file.
+        carries_code: Whether there is a pickle in it that would create that file.
     """
 
     name: str
