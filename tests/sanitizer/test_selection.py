@@ -49,6 +49,20 @@ def test_the_admissible_point_of_least_success_is_chosen_and_of_equals_the_one_w
     assert least_success_within_budget([SweepPoint(0, 0.9), SweepPoint(5, 0.9)], 0.02).count == 0
 
 
+def test_a_class_that_loses_more_recall_than_it_may_makes_a_point_inadmissible():
+    points = [
+        SweepPoint(0, 0.90, 1.0),
+        SweepPoint(1, 0.90, 0.8, -0.01),
+        SweepPoint(4, 0.89, 0.3, 0.25),
+        SweepPoint(9, 0.89, 0.1, 0.5),
+    ]
+    for choose in (strongest_within_budget, least_success_within_budget):
+        assert choose(points, 0.02).count == 9
+        assert choose(points, 0.02, 0.25).count == 4
+        assert choose(points, 0.02, 0.2).count == 1
+        assert choose(points, 0.0, 0.25).count == 1
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_the_drop_and_its_error_are_those_of_the_paired_differences(pairs):
     before, after = torch.tensor(pairs).unbind(dim=1)

@@ -1,7 +1,7 @@
 import pytest
 
 from worker.sanitizer.errors import InvalidSpecError
-from worker.sanitizer.spec import ArchitectureSpec, InputSpec
+from worker.sanitizer.spec import AccuracyBudget, ArchitectureSpec, InputSpec, parse_spec
 
 INPUT = {"height": 224, "width": 192, "mean": (0.5,), "std": (0.5,)}
 
@@ -37,6 +37,14 @@ def test_every_way_to_fit_images_can_be_declared(changes):
 def test_a_fit_that_cannot_be_done_is_refused(changes):
     with pytest.raises(InvalidSpecError):
         InputSpec(**INPUT, **changes)
+
+
+@pytest.mark.parametrize("drop", [-0.1, 1.1, float("nan")])
+def test_the_recall_budget_is_a_share_or_none(drop):
+    assert parse_spec({"selection": {"max_recall_drop": 0.05}}).selection.max_recall_drop == 0.05
+    assert parse_spec({"selection": {"max_recall_drop": None}}).selection == AccuracyBudget()
+    with pytest.raises(InvalidSpecError, match="max_recall_drop"):
+        AccuracyBudget(max_recall_drop=drop)
 
 
 @pytest.mark.parametrize("names", [("a",), ("a", "b", "a"), ("a", "b", ""), ("a", "b", "x" * 201)])

@@ -50,12 +50,17 @@ class AttackSuccess:
 class CurvePoint:
     """One nested mask of the sweep, judged on the selection split.
 
+    `accuracy_low` and `accuracy_high` are the accuracy's 95 % Wilson interval; `worst_recall_drop` is the largest loss
+    of any class's recall against the unpruned network, negative where every class gained.
     `synthetic_attack_success` is the largest success of the synthesised triggers that guided, null without any.
     """
 
     num_pruned: int
     fraction: float
     accuracy: float
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    worst_recall_drop: float | None = None
     synthetic_attack_success: float | None = None
     admissible: bool
 

@@ -15,27 +15,38 @@ TOLERANCE = 1e-9
 SUCCESS_TIE = 0.05
 
 
-def admissible(point: SweepPoint, baseline: float, max_accuracy_drop: float) -> bool:
-    """Whether the point's accuracy is at most `max_accuracy_drop` below the baseline's."""
+def admissible(
+    point: SweepPoint, baseline: float, max_accuracy_drop: float, max_recall_drop: float | None = None
+) -> bool:
+    """Whether the point's accuracy is at most `max_accuracy_drop` below the baseline's, and each recall within its."""
+    if max_recall_drop is not None and point.recall_drop > max_recall_drop + TOLERANCE:
+        return False
     return point.accuracy >= baseline - max_accuracy_drop - TOLERANCE
 
 
-def strongest_within_budget(points: Sequence[SweepPoint], max_accuracy_drop: float) -> SweepPoint:
+def strongest_within_budget(
+    points: Sequence[SweepPoint], max_accuracy_drop: float, max_recall_drop: float | None = None
+) -> SweepPoint:
     """The admissible point with the most pruned channels; the first point is the unpruned network."""
-    assert points[0].count == 0
-    baseline = points[0].accuracy
-    return max((p for p in points if admissible(p, baseline, max_accuracy_drop)), key=lambda p: p.count)
+    return max(_allowed(points, max_accuracy_drop, max_recall_drop), key=lambda p: p.count)
 
 
-def least_success_within_budget(points: Sequence[SweepPoint], max_accuracy_drop: float) -> SweepPoint:
+def least_success_within_budget(
+    points: Sequence[SweepPoint], max_accuracy_drop: float, max_recall_drop: float | None = None
+) -> SweepPoint:
     """The admissible point at which the synthesised triggers work least, of equal ones that with the fewest channels.
 
     Points whose success is within `SUCCESS_TIE` of the least are equal: the estimate resolves no finer.
     """
-    allowed = [point for point in points if admissible(point, points[0].accuracy, max_accuracy_drop)]
+    allowed = _allowed(points, max_accuracy_drop, max_recall_drop)
     shares = {point.count: 1.0 if point.success is None else point.success for point in allowed}
     least = min(shares.values())
     return min((p for p in allowed if shares[p.count] <= least + SUCCESS_TIE), key=lambda p: p.count)
+
+
+def _allowed(points: Sequence[SweepPoint], max_accuracy_drop: float, max_recall_drop: float | None) -> list[SweepPoint]:
+    assert points[0].count == 0
+    return [point for point in points if admissible(point, points[0].accuracy, max_accuracy_drop, max_recall_drop)]
 
 
 def accuracy_drop(right_before_N: Tensor, right_after_N: Tensor) -> tuple[float, float]:

@@ -147,7 +147,16 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyBudget:
-    """Sweep nested masks and keep the strongest that loses at most `max_accuracy_drop` (0.02 is two points)."""
+    """Sweep nested masks and keep the strongest that loses at most `max_accuracy_drop` (0.02 is two points).
+
+    Attributes:
+        max_accuracy_drop: Of clean accuracy on the selection split.
+        num_points: Of the sweep.
+        max_fraction: Of the channels in scope that may go.
+        max_recall_drop: The largest loss of any one class's recall on the selection split; None for no bound. A class
+            has a recall in steps of one over its images there, so that few images need a generous bound. It bounds
+            every sweep; what `auto` trains afterwards is held to the accuracy alone.
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -155,9 +164,14 @@ class AccuracyBudget:
     max_accuracy_drop: float = 0.02
     num_points: int = 24
     max_fraction: float = 0.5
+    max_recall_drop: float | None = None
 
     def __post_init__(self) -> None:
         _require(0 <= self.max_accuracy_drop <= 1, "selection.max_accuracy_drop must be 0 to 1")
+        _require(
+            self.max_recall_drop is None or 0 <= self.max_recall_drop <= 1,
+            "selection.max_recall_drop must be 0 to 1, or null for no bound",
+        )
         _require(2 <= self.num_points <= 200, "selection.num_points must be 2 to 200")
         _require(0 < self.max_fraction < 1, "selection.max_fraction must be above 0 and below 1")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from worker.sanitizer.evaluate import accuracy
+from worker.sanitizer.evaluate import predict, recalls
 from worker.sanitizer.masks import Ranking, from_ranking, silenced
 from worker.sanitizer.network import Network, Site
 from worker.sanitizer.trigger import Triggers, success
@@ -21,11 +22,13 @@ class SweepPoint:
         count: Channels it silences.
         accuracy: Clean accuracy.
         success: The largest success of the synthesised triggers that guided, None where there were none.
+        recall_drop: The largest loss of any class's recall against the first point.
     """
 
     count: int
     accuracy: float
     success: float | None = None
+    recall_drop: float = 0.0
 
 
 def grid(num_channels: int, *, num_points: int, max_fraction: float) -> list[int]:
@@ -48,12 +51,35 @@ def sweep(
     triggers: Sequence[Triggers] = (),
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[SweepPoint]:
-    """The clean accuracy, and the triggers' largest success, under each nested mask; the network is as before then."""
-    points = []
+    """What each nested mask does to accuracy, recalls and the triggers' success; the network is as before afterwards.
+
+    Args:
+        network: The network.
+        sites: Those that the ranking names.
+        ranking: Channels in the order in which they are silenced.
+        counts: Of silenced channels, the first of them 0.
+        pixels_NCHW: Images of the selection split.
+        labels_N: Their labels.
+        triggers: Synthesised triggers that guide.
+        advance: Called with 1 after each mask.
+    """
+    points: list[SweepPoint] = []
+    first_N = None
     for count in counts:
         bounded = min(count, len(ranking))
         with silenced(network, from_ranking(sites, ranking, bounded)):
             shares = [float(success(network, one, pixels_NCHW, labels_N).amax()) for one in triggers]
-            points.append(SweepPoint(bounded, accuracy(network, pixels_NCHW, labels_N), max(shares, default=None)))
+            predicted_N = predict(network, pixels_NCHW)
+        first_N = predicted_N if first_N is None else first_N
+        accuracy = float((predicted_N == labels_N).double().mean())
+        drop = worst_recall_drop(first_N, predicted_N, labels_N)
+        points.append(SweepPoint(bounded, accuracy, max(shares, default=None), drop))
         advance(1)
     return points
+
+
+def worst_recall_drop(before_N: Tensor, after_N: Tensor, labels_N: Tensor) -> float:
+    """The largest loss of any class's recall between two predictions of the same images; negative if all gained."""
+    num_classes = int(torch.stack([labels_N, before_N, after_N]).amax()) + 1
+    drop_K = recalls(before_N, labels_N, num_classes) - recalls(after_N, labels_N, num_classes)
+    return float(drop_K[~drop_K.isnan()].amax())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from worker.sanitizer.evaluate import predict, wilson
 from worker.sanitizer.network import NetworkRefusedError
 from worker.sanitizer.recipes.prune import paper, prune
 from worker.sanitizer.spec import AccuracyBudget, FixedFraction, RobustDeviations, SanitizeSpec
@@ -120,6 +121,36 @@ def test_the_accuracy_budget_keeps_the_strongest_admissible_point(suspect, drop)
     within = [point.num_pruned for point in outcome.curve if point.accuracy >= first.accuracy - drop - 1e-9]
     assert outcome.choice.num_pruned == max(within)
     assert [point.num_pruned for point in outcome.curve if point.admissible] == within
+
+
+def test_each_point_of_the_curve_has_its_interval_and_the_worst_class(suspect):
+    made = suspect(spec=spec(selection=AccuracyBudget(max_accuracy_drop=0.5, num_points=6)))
+    select = made.bench.select
+    before = predict(made.bench.network, select.pixels_NCHW)
+    outcome = prune(made.bench)
+    (chosen,) = [point for point in outcome.curve if point.num_pruned == outcome.choice.num_pruned]
+    after = predict(made.bench.network, select.pixels_NCHW)
+    lost = [
+        float(((before == k) & (select.labels == k)).sum() - ((after == k) & (select.labels == k)).sum())
+        / float((select.labels == k).sum())
+        for k in range(4)
+    ]
+    assert chosen.worst_recall_drop == pytest.approx(max(lost)) > 0
+    assert outcome.curve[0].worst_recall_drop == 0
+    for point in outcome.curve:
+        interval = wilson(round(point.accuracy * 100), 100)
+        assert (point.accuracy_low, point.accuracy_high) == (interval.low, interval.high)
+
+
+def test_the_recall_budget_binds_where_the_accuracy_budget_does_not(suspect):
+    free = prune(suspect(spec=spec(selection=AccuracyBudget(max_accuracy_drop=0.5))).bench)
+    bound = AccuracyBudget(max_accuracy_drop=0.5, max_recall_drop=0.1)
+    outcome = prune(suspect(spec=spec(selection=bound)).bench)
+    within = [point.num_pruned for point in free.curve if point.admissible and point.worst_recall_drop <= 0.1 + 1e-9]
+    assert outcome.choice.num_pruned == max(within) < free.choice.num_pruned
+    assert [point.num_pruned for point in outcome.curve if point.admissible] == within
+    assert "10.0% of any class's recall" in outcome.choice.reason
+    assert "recall" not in free.choice.reason
 
 
 def test_the_papers_rule_is_fixed_whatever_the_specification_says(suspect, planted):

@@ -37,6 +37,19 @@ def test_masks_are_pruned_up_to_the_largest_admissible_threshold(suspect):
         assert made.silent(outcome.mask)
 
 
+def test_a_bound_on_recall_holds_for_thresholds_too(suspect):
+    pruned = []
+    for recall in (None, 0.0):
+        bound = AccuracyBudget(max_accuracy_drop=0.6, max_recall_drop=recall)
+        made = suspect(spec=SanitizeSpec(selection=bound))
+        generator = torch.Generator().manual_seed(0)
+        soft = {site.name: torch.rand(site.num_channels, generator=generator) for site in made.bench.network.sites}
+        outcome = prune_low_masks(made.bench, made.bench.network.sites, soft)
+        pruned.append(outcome.choice.num_pruned)
+        assert all(recall is None or point.worst_recall_drop <= 1e-9 for point in outcome.curve if point.admissible)
+    assert pruned[0] > pruned[1]
+
+
 def test_a_soft_mask_of_zeros_and_ones_runs_as_the_hard_one(suspect):
     for batch_norm in (True, False):
         made = suspect(batch_norm=batch_norm)

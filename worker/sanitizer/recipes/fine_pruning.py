@@ -9,11 +9,11 @@ import math
 
 from worker.sanitizer import criteria, masks
 from worker.sanitizer.activations import batched, profile
-from worker.sanitizer.evaluate import accuracy
+from worker.sanitizer.evaluate import predict
 from worker.sanitizer.recipes.thresholds import curve
 from worker.sanitizer.recipes.workbench import Outcome, Workbench
 from worker.sanitizer.report import Choice
-from worker.sanitizer.sweep import SweepPoint
+from worker.sanitizer.sweep import SweepPoint, worst_recall_drop
 from worker.sanitizer.training import Schedule, fine_tune
 
 RELATIVE_ACCURACY_DROP = 0.10
@@ -34,12 +34,15 @@ def fine_pruning(bench: Workbench) -> Outcome:
     scores = criteria.mean_activation(clean)
     ranking = masks.rank(scores, descending=False)
     step = max(1, math.ceil(STEP_FRACTION * site.num_channels))
-    points = [SweepPoint(0, accuracy(network, select.pixels_NCHW, select.labels))]
+    first_N = predict(network, select.pixels_NCHW)
+    points = [SweepPoint(0, float((first_N == select.labels).double().mean()))]
     with bench.phase("prune", len(ranking)) as advance:
         while (count := min(points[-1].count + step, len(ranking))) > points[-1].count:
             with masks.silenced(network, masks.from_ranking([site], ranking, count)):
-                seen = accuracy(network, select.pixels_NCHW, select.labels)
-            points.append(SweepPoint(count, seen))
+                predicted_N = predict(network, select.pixels_NCHW)
+            seen = float((predicted_N == select.labels).double().mean())
+            drop = worst_recall_drop(first_N, predicted_N, select.labels)
+            points.append(SweepPoint(count, seen, recall_drop=drop))
             advance(step)
             if seen <= points[0].accuracy * (1 - RELATIVE_ACCURACY_DROP):
                 break
@@ -61,5 +64,5 @@ def fine_pruning(bench: Workbench) -> Outcome:
         mask=mask,
         scores=scores,
         statistics=clean,
-        curve=curve(points, site.num_channels, points[0].accuracy * RELATIVE_ACCURACY_DROP),
+        curve=curve(points, site.num_channels, len(select), points[0].accuracy * RELATIVE_ACCURACY_DROP),
     )

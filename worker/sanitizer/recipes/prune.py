@@ -16,6 +16,7 @@ from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.network import Site
 from worker.sanitizer.recipes.channel_scores import Material, Shown, channel_scores
 from worker.sanitizer.recipes.scope import in_scope
+from worker.sanitizer.recipes.thresholds import and_recall, curve
 from worker.sanitizer.recipes.workbench import Outcome, Workbench
 from worker.sanitizer.report import Choice, CurvePoint
 from worker.sanitizer.spec import NEEDS_TRIGGER_SAMPLES, NEEDS_TRIGGERS, AccuracyBudget, FixedFraction, SanitizeSpec
@@ -100,7 +101,8 @@ def prune_with(bench: Workbench, triggers: Sequence[Suspected], *, sparing: bool
     clean, triggered = _profile(bench, [] if spec.inputs == "clean" else shown)
     scores = channel_scores(Material(bench=bench, sites=sites, clean=clean, triggered=triggered, shown=shown))
     sites = tuple(site for site in sites if site.name in scores)
-    count, reason, curve = _choose(bench, sites, scores, [one.triggers.take([one.which]) for one in triggers], sparing)
+    each = [one.triggers.take([one.which]) for one in triggers]
+    count, reason, points = _choose(bench, sites, scores, each, sparing)
     mask = masks.from_ranking(sites, masks.rank(scores, descending=spec.order == "descending"), count)
     masks.silence(network, mask)
     choice = Choice(num_pruned=count, num_in_scope=sum(site.num_channels for site in sites), reason=reason)
@@ -109,7 +111,7 @@ def prune_with(bench: Workbench, triggers: Sequence[Suspected], *, sparing: bool
         mask=mask,
         scores=scores,
         statistics=clean,
-        curve=curve,
+        curve=points,
         triggers=list(triggers),
         triggered=triggered,
     )
@@ -120,7 +122,9 @@ def _shown(bench: Workbench, triggers: Sequence[Suspected]) -> list[Shown]:
     if bench.spec.inputs in NEEDS_TRIGGER_SAMPLES:
         assert bench.guide is not None
         return [Shown(bench.guide.pixels_NCHW, bench.guide.labels_N, None)]
-    some = bench.repair.take(torch.arange(min(PROFILE_IMAGES_PER_TRIGGER, len(bench.repair))))
+    # Evenly spaced, because images often come sorted by class.
+    number = min(PROFILE_IMAGES_PER_TRIGGER, len(bench.repair))
+    some = bench.repair.take(torch.arange(number) * len(bench.repair) // number)
     seen_NCHW = some.pixels_NCHW.to(bench.network.device)
     return [Shown(one.triggers.stamp(seen_NCHW, one.which), some.labels, one.target) for one in triggers]
 
@@ -157,20 +161,12 @@ def _choose(
             bench.network, sites, ranking, counts, select.pixels_NCHW, select.labels, triggers=triggers, advance=advance
         )
     choose = selection.least_success_within_budget if sparing else selection.strongest_within_budget
-    chosen = choose(points, budget.max_accuracy_drop)
-    curve = [
-        CurvePoint(
-            num_pruned=point.count,
-            fraction=point.count / num_channels,
-            accuracy=point.accuracy,
-            synthetic_attack_success=point.success,
-            admissible=selection.admissible(point, points[0].accuracy, budget.max_accuracy_drop),
-        )
-        for point in points
-    ]
+    chosen = choose(points, budget.max_accuracy_drop, budget.max_recall_drop)
+    stated = curve(points, num_channels, len(select), budget.max_accuracy_drop, budget.max_recall_drop)
     rule = "pruning under which the synthesised triggers work least" if sparing else "strongest pruning"
     reason = (
-        f"The {rule} of the sweep that loses at most {budget.max_accuracy_drop:.1%} of accuracy on the "
-        f"selection split ({points[0].accuracy:.1%} before, {chosen.accuracy:.1%} after)."
+        f"The {rule} of the sweep that loses at most {budget.max_accuracy_drop:.1%} of accuracy"
+        f"{and_recall(budget.max_recall_drop)} on the selection split ({points[0].accuracy:.1%} before, "
+        f"{chosen.accuracy:.1%} after)."
     )
-    return chosen.count, reason, curve
+    return chosen.count, reason, stated

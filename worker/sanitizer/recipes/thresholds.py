@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from worker.sanitizer import masks, selection
 from worker.sanitizer.criteria import Scores
+from worker.sanitizer.evaluate import wilson
 from worker.sanitizer.network import Site
 from worker.sanitizer.recipes.workbench import Outcome, Workbench
 from worker.sanitizer.report import Choice, CurvePoint
@@ -26,6 +27,11 @@ def max_accuracy_drop(spec: SanitizeSpec) -> float:
     return spec.selection.max_accuracy_drop if isinstance(spec.selection, AccuracyBudget) else DEFAULT_ACCURACY_DROP
 
 
+def max_recall_drop(spec: SanitizeSpec) -> float | None:
+    """The specification's bound on the loss of any class's recall, None without one."""
+    return spec.selection.max_recall_drop if isinstance(spec.selection, AccuracyBudget) else None
+
+
 def prune_low_masks(bench: Workbench, sites: Sequence[Site], soft: Scores) -> Outcome:
     """Silence the channels whose soft mask is at most the largest threshold that the accuracy budget admits.
 
@@ -37,8 +43,8 @@ def prune_low_masks(bench: Workbench, sites: Sequence[Site], soft: Scores) -> Ou
     ranking = masks.rank(soft, descending=False)
     counts = [sum(float(soft[name][channel]) <= threshold for name, channel in ranking) for threshold in THRESHOLDS]
     points = _sweep(bench, sites, ranking, counts)
-    budget = max_accuracy_drop(bench.spec)
-    chosen = selection.strongest_within_budget(points, budget)
+    budget, recall_budget = max_accuracy_drop(bench.spec), max_recall_drop(bench.spec)
+    chosen = selection.strongest_within_budget(points, budget, recall_budget)
     mask = masks.from_ranking(sites, ranking, chosen.count)
     masks.silence(bench.network, mask)
     num_channels = sum(site.num_channels for site in sites)
@@ -48,26 +54,53 @@ def prune_low_masks(bench: Workbench, sites: Sequence[Site], soft: Scores) -> Ou
         choice=Choice(
             num_pruned=chosen.count,
             num_in_scope=num_channels,
-            reason=f"Soft masks up to {where}, the largest that loses at most {budget:.1%} of accuracy on the "
-            f"selection split ({points[0].accuracy:.1%} before, {chosen.accuracy:.1%} after).",
+            reason=f"Soft masks up to {where}, the largest that loses at most {budget:.1%} of accuracy"
+            f"{and_recall(recall_budget)} on the selection split ({points[0].accuracy:.1%} before, "
+            f"{chosen.accuracy:.1%} after).",
         ),
         mask=mask,
         scores=soft,
-        curve=curve(points, num_channels, budget),
+        curve=curve(points, num_channels, len(bench.select), budget, recall_budget),
     )
 
 
-def curve(points: Sequence[SweepPoint], num_channels: int, max_drop: float) -> list[CurvePoint]:
-    """The sweep as the report states it; the first point is the unpruned network."""
-    return [
-        CurvePoint(
-            num_pruned=point.count,
-            fraction=point.count / num_channels,
-            accuracy=point.accuracy,
-            admissible=selection.admissible(point, points[0].accuracy, max_drop),
+def and_recall(recall_budget: float | None) -> str:
+    """What a sentence on the accuracy budget goes on with."""
+    return "" if recall_budget is None else f" and {recall_budget:.1%} of any class's recall"
+
+
+def curve(
+    points: Sequence[SweepPoint],
+    num_channels: int,
+    num_images: int,
+    accuracy_budget: float,
+    recall_budget: float | None = None,
+) -> list[CurvePoint]:
+    """The sweep as the report states it; the first point is the unpruned network.
+
+    Args:
+        points: Of the sweep.
+        num_channels: In scope.
+        num_images: That each point was judged on.
+        accuracy_budget: The largest admissible loss of accuracy.
+        recall_budget: The largest admissible loss of any class's recall, None for any.
+    """
+    rows = []
+    for point in points:
+        interval = wilson(round(point.accuracy * num_images), num_images)
+        rows.append(
+            CurvePoint(
+                num_pruned=point.count,
+                fraction=point.count / num_channels,
+                accuracy=point.accuracy,
+                accuracy_low=interval.low,
+                accuracy_high=interval.high,
+                worst_recall_drop=point.recall_drop,
+                synthetic_attack_success=point.success,
+                admissible=selection.admissible(point, points[0].accuracy, accuracy_budget, recall_budget),
+            )
         )
-        for point in points
-    ]
+    return rows
 
 
 def _sweep(bench: Workbench, sites: Sequence[Site], ranking: masks.Ranking, counts: Sequence[int]) -> list[SweepPoint]:
