@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from worker.sanitizer import trigger as triggers
 from worker.sanitizer.trigger import ANYWHERE, Inversion, Triggers, success, synthesise
 
 SHAPE = (1, 12, 12)
@@ -135,3 +136,22 @@ def test_joined_triggers_are_all_there_in_order(suspect):
     assert torch.equal(again.targets_T, found.targets_T)
     assert torch.equal(again.amount_T1HW, found.amount_T1HW)
     assert torch.equal(again.pattern_TCHW, found.pattern_TCHW)
+
+
+def test_success_does_not_depend_on_how_images_are_batched(suspect, monkeypatch):
+    made = suspect()
+    found = make(made, "mask", targets=(0, ANYWHERE))
+    images = made.bench.select
+    whole = success(made.bench.network, found, images.pixels_NCHW, images.labels)
+    monkeypatch.setattr(triggers, "SUCCESS_BATCH", 7)
+    torch.testing.assert_close(success(made.bench.network, found, images.pixels_NCHW, images.labels), whole)
+
+
+def test_a_bounded_search_that_begins_from_triggers_stays_within_their_bounds(suspect):
+    made = suspect()
+    found, images = make(made, "mask", targets=(0, 1)), made.bench.repair
+    again = synthesise(
+        made.bench.network, images.pixels_NCHW, images.labels, [0, 1], family="mask", steps=10, batch_size=16,
+        max_size_T=found.size() / 2, start=found, generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert bool((again.size() <= found.size() / 2 * (1 + 1e-5)).all())

@@ -96,6 +96,12 @@ def test_relief_is_what_the_median_costs_more_as_a_logarithm():
     assert relief(tried(found, {0: 0.4, 1: 0.1, 2: 0.2})).exp().tolist() == pytest.approx([0.5, 2.0, 1.0])
 
 
+def test_a_trial_that_diverged_cost_more_than_any_other():
+    found = findings(SMALL_AT_2)
+    given = judge(found, tried(found, {0: DEAR, 2: CHEAP, 3: verdicts.LARGEST_COST, 4: DEAR}), 6)
+    assert (given.verdict, given.target_classes) == ("backdoored", [12])
+
+
 def test_the_class_where_nearly_all_ends_is_the_attractor():
     assert findings(EVEN, destination=[0.1, 0, 0, 0.8, 0.1, 0]).attractor == 3
     assert findings(EVEN, destination=[0.4, 0, 0, 0.5, 0.1, 0]).attractor is None

@@ -17,6 +17,7 @@ from worker.sanitizer.errors import InvalidSpecError, SanitizerError
 from worker.sanitizer.evaluate import accuracy
 from worker.sanitizer.network import Network, from_graph, from_module
 from worker.sanitizer.refusals import ArchitectureNotFromFileError, NoProgramInFileError
+from worker.sanitizer.refusals import TooFewPerClassError
 from worker.sanitizer.spec import ArchitectureSpec, InputSpec
 
 # Profile, select, hold out; the report's accuracy comes from the last part alone.
@@ -137,6 +138,10 @@ def load(
     triggered, triggered_format = None, None
     if triggered_path is not None:
         triggered, triggered_format = _images(triggered_path, architecture, input_spec, "triggered")
+        if len(triggered) < len(TRIGGERED_FRACTIONS):
+            raise TooFewPerClassError(
+                "the triggered set holds one image, and half of it may guide while the other half scores; send at least two"
+            )
     if target_class is not None and not 0 <= target_class < architecture.num_classes:
         raise InvalidSpecError(f"target_class must be 0 to {architecture.num_classes - 1}.")
     checkpoint, network = load_network(checkpoint_path, architecture, input_spec, target)

@@ -32,8 +32,11 @@ Snapshot = dict[str, Tensor]
 
 
 def snapshot(network: Network) -> Snapshot:
-    """Copies of all tensors, by state-dict name."""
-    return {name: tensor.detach().clone() for name, tensor in network.tensors.items()}
+    """Copies of all tensors, by state-dict name; tensors that are tied share one copy."""
+    copies: dict[int, Tensor] = {}
+    for tensor in network.tensors.values():
+        copies.setdefault(id(tensor), tensor.detach().clone())
+    return {name: copies[id(tensor)] for name, tensor in network.tensors.items()}
 
 
 def unlearn(

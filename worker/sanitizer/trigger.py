@@ -30,6 +30,7 @@ CLEAR_MASK_LOGIT = -2.0
 SMALLEST_NORM = 1e-12
 # A search that starts from a trigger takes masks and patterns this far from 0 and 1, where a gradient still moves them.
 LOGIT_MARGIN = 1e-4
+SUCCESS_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Inversion:
         family: Which kind of trigger.
         shape_CHW: Of an image.
         radius: The norm's bound, in units of pixels in [0, 1], for `linf` and `l2`.
-        max_size_T: For `mask`, a bound of each ℓ1 norm in pixels, in place of the rising λ; None for none.
+        max_size_T: For `mask`, a bound of each ℓ1 norm in pixels, λ staying at its start; None for none.
         start: For `mask`, where to begin; None draws it.
         generator: CPU generator of all draws.
     """
@@ -185,6 +186,8 @@ def synthesise(
     steps: int,
     batch_size: int,
     radius: float = 0.0,
+    max_size_T: Tensor | None = None,
+    start: Triggers | None = None,
     generator: torch.Generator,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Triggers:
@@ -199,6 +202,8 @@ def synthesise(
         steps: Gradient steps.
         batch_size: B, images that every trigger sees in a step.
         radius: As for `Inversion`.
+        max_size_T: As for `Inversion`.
+        start: As for `Inversion`.
         generator: CPU generator of all draws.
         advance: Called with 1 after each step.
     """
@@ -208,6 +213,8 @@ def synthesise(
         family=family,
         shape_CHW=tuple(pixels_NCHW.shape[1:]),
         radius=radius,
+        max_size_T=max_size_T,
+        start=start,
         generator=generator,
     )
     for _ in range(steps):
@@ -225,10 +232,15 @@ def success(network: Network, triggers: Triggers, pixels_NCHW: Tensor, labels_N:
     shares = []
     with torch.no_grad():
         for which in range(len(triggers)):
-            logits_1NK = network(triggers.stamp(pixels_NCHW.to(network.device), which)).unsqueeze(0)
-            _, hit_1N, counts_1N = _aim(logits_1NK, triggers.targets_T[which : which + 1], labels_N)
-            shares.append(((hit_1N * counts_1N).sum() / counts_1N.sum().clamp_min(1)).double().cpu())
-    return torch.stack(shares)
+            hits, count = 0.0, 0.0
+            for start in range(0, len(pixels_NCHW), SUCCESS_BATCH):
+                pixels_BCHW = pixels_NCHW[start : start + SUCCESS_BATCH].to(network.device)
+                labels_B = None if labels_N is None else labels_N[start : start + SUCCESS_BATCH]
+                logits_1BK = network(triggers.stamp(pixels_BCHW, which)).unsqueeze(0)
+                _, hit_1B, counts_1B = _aim(logits_1BK, triggers.targets_T[which : which + 1], labels_B)
+                hits, count = hits + float((hit_1B * counts_1B).sum()), count + float(counts_1B.sum())
+            shares.append(hits / max(count, 1.0))
+    return torch.tensor(shares, dtype=torch.float64)
 
 
 def _aim(logits_TBK: Tensor, targets_T: Tensor, labels_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

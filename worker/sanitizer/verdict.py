@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worker.sanitizer.activations import DEFAULT_BATCH
 from worker.sanitizer.case import Images
 from worker.sanitizer.criteria import standardise
 from worker.sanitizer.evaluate import predict
@@ -37,7 +38,10 @@ MIN_CLASSES = 3
 ANYWHERE_SHARE = 0.5
 # In networks without a backdoor the most frequent destination took up to 63 % of the images.
 ATTRACTOR_SHARE = 0.7
+MIN_LED_SHARE = 0.1
 SMALLEST_COST = 1e-6
+# Stands for the cost of a trial that diverged.
+LARGEST_COST = 1e3
 
 # Set by hand on networks of the battery (Fashion-MNIST, 10 % poisoning): not calibrated on a bank, so a verdict states
 # no false-positive rate. benchmarks/results says what was measured since.
@@ -83,7 +87,10 @@ class Findings:
 
     @property
     def leads_anywhere(self) -> bool:
-        """Whether a mask that leads away from every label is far smaller than any that leads to one class."""
+        """Whether a mask that leads away from every label is far smaller than any that leads to one class.
+
+        It is then prominent by definition, so such a network is never judged clean.
+        """
         return float(self.anywhere.size()[0]) < ANYWHERE_SHARE * float(self.size.min())
 
     @property
@@ -158,7 +165,8 @@ class Candidate:
 
 def relief(candidates: Sequence[Candidate]) -> Tensor:
     """The logarithm of how many times cheaper each was to unlearn than the median of them, (T,) float64."""
-    cost_T = torch.tensor([candidate.cost for candidate in candidates], dtype=torch.float64).clamp_min(SMALLEST_COST)
+    cost_T = torch.tensor([candidate.cost for candidate in candidates], dtype=torch.float64)
+    cost_T = cost_T.clamp(SMALLEST_COST, LARGEST_COST)
     return cost_T.log().quantile(0.5) - cost_T.log()
 
 
@@ -212,10 +220,14 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
 def _destination(network: Network, anywhere: Triggers, images: Images, classes: Sequence[int]) -> Tensor:
     ends = []
     for which in range(len(anywhere)):
-        answers_N = predict(network, anywhere.stamp(images.pixels_NCHW, which))
-        ends.append(answers_N[answers_N != images.labels])
-    counts = torch.stack([(torch.cat(ends) == target).sum() for target in classes]).double()
-    return counts / counts.sum().clamp_min(1)
+        for start in range(0, len(images), DEFAULT_BATCH):
+            pixels_BCHW = images.pixels_NCHW[start : start + DEFAULT_BATCH].to(network.device)
+            answers_B = predict(network, anywhere.stamp(pixels_BCHW, which))
+            ends.append(answers_B[answers_B != images.labels[start : start + DEFAULT_BATCH]])
+    ended = torch.cat(ends)
+    counts = torch.stack([(ended == target).sum() for target in classes]).double()
+    # A handful of images says nothing about where a trigger leads.
+    return counts / max(len(ended), MIN_LED_SHARE * len(images) * len(anywhere))
 
 
 def _screen(

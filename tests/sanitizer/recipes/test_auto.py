@@ -5,6 +5,8 @@ import importlib
 import pytest
 import torch
 
+from worker.sanitizer.repair import snapshot
+from worker.sanitizer.report import Verdict
 from worker.sanitizer.trigger import ANYWHERE, Triggers
 from worker.sanitizer.verdict import Candidate, Findings
 
@@ -30,14 +32,15 @@ def findings(sizes, reached, destination=None):
     )
 
 
-def suspected(found, costs, anywhere=None):
+def suspected(found, costs, anywhere=None, sure=()):
     candidates = [
         Candidate(target, found.triggers.take([target]), float(found.prominence[target]), cost)
         for target, cost in costs.items()
     ]
     if anywhere is not None:
         candidates.append(Candidate(ANYWHERE, found.anywhere, 1.8, anywhere))
-    suspicion = auto._suspicion(found, candidates)
+    verdict = Verdict(verdict="backdoored" if sure else "suspicious", reason="", target_classes=list(sure))
+    suspicion = auto._suspicion(found, candidates, verdict)
     assert suspicion.triggers.targets_T.tolist() == suspicion.targets
     return suspicion.targets
 
@@ -48,18 +51,22 @@ REACHED = [0.2, 0.3, 0.9, 0.4, 0.25, 0.2]
 @pytest.mark.parametrize(
     ("sizes", "costs", "targets"),
     [
-        # A small mask that costs little stands alone.
-        ([40.0, 38.0, 6.0, 36.0, 39.0, 41.0], {2: 0.01, 3: 0.06, 1: 0.05, 4: 0.07}, [2]),
-        # A second mask nearly as small comes with it: there may be two triggers.
+        # A small mask that costs little leads; the cheapest of the others comes with it.
+        ([40.0, 38.0, 6.0, 36.0, 39.0, 41.0], {2: 0.01, 3: 0.06, 1: 0.05, 4: 0.07}, [2, 1]),
         ([40.0, 38.0, 6.0, 9.0, 39.0, 41.0], {2: 0.01, 3: 0.02, 1: 0.05, 4: 0.07}, [2, 3]),
-        # A leader that is not decisive takes the cheapest of the others along.
-        ([40.0, 38.0, 22.0, 36.0, 39.0, 41.0], {2: 0.03, 3: 0.06, 1: 0.04, 4: 0.07}, [2, 1]),
         # What is cheap to unlearn leads a class that is only a little easier to reach.
-        ([40.0, 38.0, 35.0, 36.0, 39.0, 41.0], {2: 0.05, 3: 0.05, 1: 0.003, 4: 0.05}, [1]),
+        ([40.0, 38.0, 35.0, 36.0, 39.0, 41.0], {2: 0.05, 3: 0.06, 1: 0.003, 4: 0.07}, [1, 2]),
     ],
 )
 def test_the_leader_and_its_company(sizes, costs, targets):
     assert suspected(findings(sizes, REACHED if targets[0] == 2 else [0.2] * 6), costs) == targets
+
+
+def test_every_class_that_the_verdict_is_sure_of_is_suspected():
+    found = findings([40.0, 38.0, 6.0, 9.0, 8.0, 41.0], REACHED)
+    costs = {2: 0.01, 3: 0.02, 1: 0.015, 4: 0.03}
+    assert suspected(found, costs) == [2, 1]
+    assert suspected(found, costs, sure=(2, 3, 4)) == [2, 3, 4]
 
 
 def test_the_class_where_nearly_all_ends_comes_before_the_cheapest():
@@ -70,3 +77,21 @@ def test_the_class_where_nearly_all_ends_comes_before_the_cheapest():
 def test_a_trigger_to_anywhere_that_costs_little_leads():
     found = findings([40.0, 38.0, 35.0, 36.0, 39.0, 41.0], [0.2] * 6)
     assert suspected(found, {2: 0.05, 3: 0.05, 1: 0.06}, anywhere=0.01)[0] == ANYWHERE
+
+
+def test_a_training_that_diverged_is_taken_back(suspect):
+    bench = suspect().bench
+    start = snapshot(bench.network)
+    spoilt = {name: torch.full_like(tensor, torch.nan) for name, tensor in start.items() if tensor.is_floating_point()}
+    right = auto._right(bench)
+    assert auto._walk_back(bench, start, {**start, **spoilt}, right, None) == 0.0
+    assert all(torch.equal(tensor, start[name]) for name, tensor in bench.network.tensors.items())
+
+
+def test_a_repair_that_ruins_the_network_is_taken_back(suspect):
+    bench = suspect().bench
+    start = snapshot(bench.network)
+    ruined = {name: tensor * -3 if tensor.is_floating_point() else tensor for name, tensor in start.items()}
+    share = auto._walk_back(bench, start, ruined, auto._right(bench), 0.02)
+    assert share < 1.0
+    assert float(auto._right(bench).double().mean()) > 0.9

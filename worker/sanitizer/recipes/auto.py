@@ -6,6 +6,7 @@ Shapes: T triggers.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,11 +20,21 @@ from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.prune import prune_with
 from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
 from worker.sanitizer.repair import HEAVY_ANCHOR, LIGHT_ANCHOR, Snapshot, interpolate, snapshot, unlearn
-from worker.sanitizer.report import Repair, SyntheticAttackSuccess
+from worker.sanitizer.report import Repair, SyntheticAttackSuccess, Verdict
 from worker.sanitizer.selection import TOLERANCE, accuracy_drop
 from worker.sanitizer.spec import AccuracyBudget
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
-from worker.sanitizer.verdict import INVERSION_BATCH, Candidate, Findings, inspect, judge, num_steps, relief
+from worker.sanitizer.verdict import (
+    INVERSION_BATCH,
+    LARGEST_COST,
+    PROMINENCE_THRESHOLD,
+    Candidate,
+    Findings,
+    inspect,
+    judge,
+    num_steps,
+    relief,
+)
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.25
@@ -31,12 +42,6 @@ PRUNING_SHARE = 0.25
 NUM_TRIALS = 4
 # What a unit of relief weighs beside one of reach when the leader is chosen.
 RELIEF_WEIGHT = 2.0
-# A leader beyond either is decisive. Any other takes the cheapest of the rest along: which of two classes a diffuse
-# trigger leads to is often uncertain, and a natural feature that is cheap to unlearn costs little accuracy.
-DECISIVE_PROMINENCE = 1.5
-DECISIVE_RELIEF = 1.0
-# From this prominence on the rest follows a decisive leader too: there may be several triggers.
-ALSO_PROMINENT = 0.9
 # Gradient steps of each half of a trial, and of the repair for each suspect.
 TRIAL_STEPS = 100
 UNLEARN_STEPS = 150
@@ -47,7 +52,7 @@ GROWTH = 1.5
 # The estimate at which a repair counts as done, and the one above which nothing was repaired.
 REPAIRED_AT = 0.15
 NOT_REPAIRED_AT = 0.5
-ESTIMATE_STEPS = 150
+ESTIMATE_STEPS = 100
 # Shares of the way from the suspect to the repaired network that are tried, until the budget holds.
 WALK_BACK = (1.0, 0.85, 0.7, 0.55, 0.4)
 
@@ -81,15 +86,21 @@ def auto(bench: Workbench) -> Outcome:
     before = snapshot(network)
     candidates = _try(bench, findings, before)
     verdict = judge(findings, candidates, bench.num_classes)
-    suspicion = _suspicion(findings, candidates)
+    suspicion = _suspicion(findings, candidates, verdict)
     pruned = prune_with(dataclasses.replace(bench, spec=asked), _exhibited(bench, suspicion), sparing=spec.repair)
     outcome = dataclasses.replace(pruned, verdict=verdict)
+    if asked.selection != spec.selection:
+        reason = f"{outcome.choice.reason} A repair follows: pruning may use {PRUNING_SHARE:.0%} of the budget."
+        outcome = dataclasses.replace(outcome, choice=dataclasses.replace(outcome.choice, reason=reason))
     if verdict.verdict == "clean" and budget is not None:
         network.load(before)
         reason = "The network was judged clean, so nothing was pruned. Ask for a fixed pruning to prune all the same."
         choice = dataclasses.replace(outcome.choice, num_pruned=0, reason=reason)
         repair = Repair(status="not_attempted", reason="The network was judged clean.")
         return dataclasses.replace(outcome, choice=choice, mask={}, repair=repair)
+    if verdict.verdict == "clean":
+        reason = "The network was judged clean; it was pruned because a fixed pruning was asked for."
+        return dataclasses.replace(outcome, repair=Repair(status="not_attempted", reason=reason))
     if not spec.repair:
         repair = dataclasses.replace(NOT_ATTEMPTED, reason="The specification asks for pruning alone.")
         return dataclasses.replace(outcome, repair=repair, estimate=_estimate(bench, before, suspicion))
@@ -104,8 +115,9 @@ def _try(bench: Workbench, findings: Findings, before: Snapshot) -> list[Candida
     """
     network = bench.network
     rows = torch.argsort(findings.reach, descending=True, stable=True).tolist()[:NUM_TRIALS]
-    if findings.attractor is not None and findings.attractor not in rows:
-        rows.append(findings.attractor)
+    standing_out = (findings.prominence > PROMINENCE_THRESHOLD).nonzero().flatten().tolist()
+    attractor = [] if findings.attractor is None else [findings.attractor]
+    rows = list(dict.fromkeys([*rows, *attractor, *standing_out]))
     tried = [(findings.triggers.take([row]), float(findings.prominence[row])) for row in rows]
     if findings.leads_anywhere:
         tried.append((findings.anywhere, float((findings.size.min() / findings.anywhere.size()[0]).log())))
@@ -122,7 +134,9 @@ def _try(bench: Workbench, findings: Findings, before: Snapshot) -> list[Candida
                 )  # fmt: skip
                 costs.append(divergence(seen_NK, log_probabilities(network, asked.pixels_NCHW)))
                 network.load(before)
-            candidates.append(Candidate(int(trigger.targets_T[0]), trigger, prominence, sum(costs) / len(costs)))
+            cost = sum(costs) / len(costs)
+            cost = cost if math.isfinite(cost) else LARGEST_COST
+            candidates.append(Candidate(int(trigger.targets_T[0]), trigger, prominence, cost))
     return candidates
 
 
@@ -134,18 +148,23 @@ def _halves(bench: Workbench) -> list[Images]:
     return [Images(pixels_NCHW[index], labels_N[index]) for index in order_N.chunk(2)]
 
 
-def _suspicion(findings: Findings, candidates: Sequence[Candidate]) -> Suspicion:
-    """The leader by reach and relief and, unless it is decisive, the attractor or the cheapest other candidate."""
+def _suspicion(findings: Findings, candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
+    """The leader by reach and relief, every target the verdict is sure of, and one more: the attractor or the cheapest.
+
+    Which of two classes a diffuse trigger leads to is often uncertain, and a natural feature that is cheap to unlearn
+    costs little accuracy.
+    """
     relief_T = relief(candidates)
     reach = {target: float(findings.reach[row]) for row, target in enumerate(findings.classes)}
     reach[ANYWHERE] = max(reach.values())
     standing = [reach[one.target] + RELIEF_WEIGHT * float(relief_T[row]) for row, one in enumerate(candidates)]
     order = sorted(range(len(candidates)), key=lambda row: -standing[row])
     leader, others = candidates[order[0]], [candidates[row] for row in order[1:]]
+    sure = set(verdict.target_classes) if verdict.verdict == "backdoored" else set()
     attractor = None if findings.attractor is None else findings.classes[findings.attractor]
-    others.sort(key=lambda one: (one.target != attractor, one.cost))
-    decisive = leader.prominence >= DECISIVE_PROMINENCE or float(relief_T[order[0]]) >= DECISIVE_RELIEF
-    suspects = [leader] + [one for one in others[:1] if not decisive or one.prominence >= ALSO_PROMINENT]
+    others.sort(key=lambda one: (one.target not in sure, one.target != attractor, one.cost))
+    num_sure = sum(one.target in sure for one in others)
+    suspects = [leader, *others[: max(1, num_sure)]]
     triggers = suspects[0].trigger
     for one in suspects[1:]:
         triggers = triggers.join(one.trigger)
@@ -198,11 +217,7 @@ def _repair(
     right_before_N = _right(bench)
     masks.silence(network, mask)
     start = snapshot(network)
-    share = 1.0
-    if budget is None:
-        network.load(repaired)
-    else:
-        share = _walk_back(bench, start, repaired, right_before_N, budget)
+    share = _walk_back(bench, start, repaired, right_before_N, budget)
     estimate = _estimate(bench, before, suspicion)
     if estimate.after <= REPAIRED_AT:
         status, reason = "repaired", "No synthesised trigger of the suspect's size works any more."
@@ -210,6 +225,8 @@ def _repair(
         status, reason = "partly_repaired", "Synthesised triggers work less often, and still too often."
     else:
         status, reason = "not_repaired", "Synthesised triggers still work on most images."
+    if share < 1:
+        reason += f" Of the way from the pruned network to the repaired one {share:.0%} fits the accuracy budget."
     repair = Repair(
         status=status,  # type: ignore[arg-type]
         reason=reason,
@@ -224,31 +241,47 @@ def _repair(
 
 
 def _walk_back(
-    bench: Workbench, start: Snapshot, repaired: Snapshot, right_before_N: torch.Tensor, budget: float
+    bench: Workbench, start: Snapshot, repaired: Snapshot, right_before_N: torch.Tensor, budget: float | None
 ) -> float:
-    """Go back towards the suspect until the accuracy is admissible; pruned channels are silent all the way."""
-    for share in WALK_BACK:
-        interpolate(bench.network, start, repaired, share)
-        drop, error = accuracy_drop(right_before_N, _right(bench))
-        if drop - error <= budget + TOLERANCE:
-            return share
-    return WALK_BACK[-1]
+    """Go back towards the suspect until the accuracy is admissible; pruned channels are silent all the way.
+
+    What cannot be told from the budget by one standard error is within it. A training that diverged is all taken back.
+    """
+    network = bench.network
+    if all(bool(tensor.isfinite().all()) for tensor in repaired.values() if tensor.is_floating_point()):
+        for share in WALK_BACK:
+            interpolate(network, start, repaired, share)
+            drop, error = accuracy_drop(right_before_N, _right(bench))
+            if budget is None or drop - error <= budget + TOLERANCE:
+                return share
+    network.load(start)
+    return 0.0
 
 
 def _estimate(bench: Workbench, before: Snapshot, suspicion: Suspicion) -> SyntheticAttackSuccess:
-    """The largest success of triggers as small as the suspect's: those found on it, and those found again now."""
+    """The largest success of the suspect's triggers, and of others of up to `GROWTH` times their size, searched now.
+
+    Half of these begin where the suspect's were and never leave the bound; half begin anew and are cut to it.
+    """
     network, select = bench.network, bench.select
-    again = synthesise(
-        network, bench.repair.pixels_NCHW, bench.repair.labels, suspicion.targets, family="mask",
-        steps=ESTIMATE_STEPS, batch_size=INVERSION_BATCH, generator=bench.generator,
-    ).bounded(suspicion.bounds)  # fmt: skip
     found = suspicion.triggers
-    after = float(success(network, found.join(again), select.pixels_NCHW, select.labels).amax())
-    now = snapshot(network)
-    network.load(before)
-    largest_before = float(success(network, found, select.pixels_NCHW, select.labels).amax())
-    network.load(now)
-    return SyntheticAttackSuccess(before=largest_before, after=after, num_triggers=len(found) + len(again))
+
+    def search(start: Triggers | None) -> Triggers:
+        return synthesise(
+            network, bench.repair.pixels_NCHW, bench.repair.labels, suspicion.targets, family="mask",
+            steps=ESTIMATE_STEPS, batch_size=INVERSION_BATCH, start=start,
+            max_size_T=None if start is None else suspicion.bounds, generator=bench.generator, advance=advance,
+        )  # fmt: skip
+
+    with bench.phase("estimate", 2 * ESTIMATE_STEPS) as advance:
+        anew, near = search(None).bounded(suspicion.bounds), search(found)
+        everything = found.join(anew).join(near)
+        after = float(success(network, everything, select.pixels_NCHW, select.labels).amax())
+        now = snapshot(network)
+        network.load(before)
+        largest_before = float(success(network, found, select.pixels_NCHW, select.labels).amax())
+        network.load(now)
+    return SyntheticAttackSuccess(before=largest_before, after=after, num_triggers=len(everything))
 
 
 def _right(bench: Workbench) -> torch.Tensor:

@@ -65,16 +65,24 @@ def channel_scores(material: Material) -> Scores:
     """The score that ranks channels, per site in scope that has one: (C,) float64 on the CPU.
 
     Each criterion of the specification is standardised inside the layer; of several the mean is taken, over those that
-    apply to the layer.
+    apply to the layer, and standardised again.
 
     Raises:
         CriterionNotApplicableError: A criterion applies to no layer in scope.
     """
     parts: dict[str, list[Tensor]] = {}
     for name in material.bench.spec.criteria:
-        for site, score_C in raw_scores(material, name).items():
-            parts.setdefault(site, []).append(criteria.standardise(score_C).cpu())
-    return {site.name: torch.stack(parts[site.name]).mean(dim=0) for site in material.sites if site.name in parts}
+        for named, score_C in raw_scores(material, name).items():
+            parts.setdefault(named, []).append(criteria.standardise(score_C).cpu())
+    scores = {}
+    for site in material.sites:
+        several = parts.get(site.name, [])
+        if several:
+            # A mean of standardised scores has a spread of its own: what counts deviations must see the same scale.
+            scores[site.name] = (
+                several[0] if len(several) == 1 else criteria.standardise(torch.stack(several).mean(dim=0))
+            )
+    return scores
 
 
 def raw_scores(material: Material, name: str) -> Scores:
