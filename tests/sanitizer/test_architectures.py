@@ -207,3 +207,50 @@ def test_building_the_same_seed_twice_gives_the_same_weights():
         torch.manual_seed(3)
         states.append(build(spec("small_resnet")).state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize(("source", "name"), [("torchvision", "vit_b_16"), ("timm", "swin_tiny_patch4_window7_224")])
+def test_a_network_for_one_size_of_image_has_that_size_as_an_option(source, name, monkeypatch):
+    # Options are checked before a library is looked for.
+    monkeypatch.setitem(sys.modules, source, None)
+    with pytest.raises(InvalidArchitectureOptionError, match="16 to 1024"):
+        build(spec(name, source=source, image_size=8))
+    with pytest.raises(InvalidArchitectureOptionError, match="has no option"):
+        build(spec("resnet18", source=source, image_size=64))
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "side", "options"),
+    [
+        ("torchvision", "vit_b_32", 64, {"image_size": 64}),
+        ("torchvision", "maxvit_t", 224, {}),
+        ("torchvision", "swin_t", 64, {}),
+        ("torchvision", "regnet_x_400mf", 64, {}),
+        ("timm", "deit_tiny_patch16_224", 64, {"image_size": 64}),
+        ("timm", "mixer_s32_224", 64, {"image_size": 64}),
+    ],
+)
+def test_an_installed_library_builds_its_transformers_and_mixers(source, name, side, options):
+    if importlib.util.find_spec(source) is None:
+        pytest.skip(f"{source} is not installed")
+    network = build(spec(name, source=source, num_classes=5, in_channels=1, **options))
+    with torch.inference_mode():
+        assert network(torch.rand(1, 1, side, side)).shape == (1, 5)
+
+
+def test_the_families_that_people_have_are_on_the_list():
+    listed = " ".join(names()["torchvision"] + names()["timm"])
+    families = ["resnet", "vgg", "densenet", "mobilenet", "efficientnet", "regnet", "convnext"]
+    families += ["vit", "deit", "swin", "maxvit", "mixer"]
+    assert [family for family in families if family not in listed] == []
+
+
+def test_a_size_that_its_library_does_not_build_is_a_refusal(monkeypatch):
+    def picky(*, num_classes, in_channels, image_size):
+        assert image_size % 7 == 0, "windows do not fit"
+        return torch.nn.Linear(in_channels, num_classes)
+
+    monkeypatch.setitem(registry._BUILTIN, "picky", registry._Entry(picky, registry._SIZED))
+    assert build(spec("picky", image_size=70)).out_features == 10
+    with pytest.raises(InvalidArchitectureOptionError, match="64 pixels"):
+        build(spec("picky", image_size=64))

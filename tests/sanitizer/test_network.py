@@ -149,6 +149,16 @@ def test_a_module_that_cannot_be_viewed_is_refused(module):
         from_module(module, GRAY_8)
 
 
+def test_a_module_that_asserts_another_size_of_image_is_refused():
+    class Sized(nn.Conv2d):
+        def forward(self, x):
+            torch._assert(x.shape[2] == 16, "wrong image size")
+            return super().forward(x)
+
+    with pytest.raises(NetworkRefusedError, match="height"):
+        from_module(Sized(1, 4, 3), GRAY_8)
+
+
 def test_frozen_puts_gradients_back():
     network = from_module(Branches(), GRAY_8)
     with frozen(network):

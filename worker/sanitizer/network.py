@@ -146,7 +146,8 @@ def from_module(module: nn.Module, input_spec: InputSpec) -> Network:
     example_NCHW = example_NCHW.to(next(module.parameters()).device)
     try:
         program = torch.export.export(module, (example_NCHW,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    except (RuntimeError, ValueError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:  # noqa: SLF001
+    # Transformers assert the one size of image that they were built for.
+    except (AssertionError, RuntimeError, ValueError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:  # noqa: SLF001
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise NetworkRefusedError(
             "This architecture does not run on inputs of the declared size, or has data-dependent control flow: "

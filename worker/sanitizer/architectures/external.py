@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import ModuleType
 
 import torch
@@ -26,10 +27,17 @@ TORCHVISION_STEMS: dict[str, str] = {
     "efficientnet_b2": "features.0.0",
     "efficientnet_b3": "features.0.0",
     "efficientnet_b4": "features.0.0",
+    "maxvit_t": "stem.0.0",
     "mnasnet1_0": "layers.0",
     "mobilenet_v2": "features.0.0",
     "mobilenet_v3_large": "features.0.0",
     "mobilenet_v3_small": "features.0.0",
+    "regnet_x_1_6gf": "stem.0",
+    "regnet_x_400mf": "stem.0",
+    "regnet_x_800mf": "stem.0",
+    "regnet_y_1_6gf": "stem.0",
+    "regnet_y_400mf": "stem.0",
+    "regnet_y_800mf": "stem.0",
     "resnet101": "conv1",
     "resnet152": "conv1",
     "resnet18": "conv1",
@@ -39,6 +47,12 @@ TORCHVISION_STEMS: dict[str, str] = {
     "shufflenet_v2_x1_0": "conv1.0",
     "squeezenet1_0": "features.0",
     "squeezenet1_1": "features.0",
+    "swin_b": "features.0.0",
+    "swin_s": "features.0.0",
+    "swin_t": "features.0.0",
+    "swin_v2_b": "features.0.0",
+    "swin_v2_s": "features.0.0",
+    "swin_v2_t": "features.0.0",
     "vgg11": "features.0",
     "vgg11_bn": "features.0",
     "vgg13": "features.0",
@@ -47,16 +61,32 @@ TORCHVISION_STEMS: dict[str, str] = {
     "vgg16_bn": "features.0",
     "vgg19": "features.0",
     "vgg19_bn": "features.0",
+    "vit_b_16": "conv_proj",
+    "vit_b_32": "conv_proj",
+    "vit_l_16": "conv_proj",
     "wide_resnet50_2": "conv1",
+}
+# Those that are built for one size of image, with the keyword that says which.
+TORCHVISION_SIZES = {
+    "maxvit_t": "input_size",
+    "vit_b_16": "image_size",
+    "vit_b_32": "image_size",
+    "vit_l_16": "image_size",
 }
 # Plain names only: a prefix such as hf-hub: would make timm fetch a configuration from the network.
 TIMM_NAMES: tuple[str, ...] = (
     "convnext_atto",
     "convnext_nano",
     "convnext_tiny",
+    "deit_base_patch16_224",
+    "deit_small_patch16_224",
+    "deit_tiny_patch16_224",
     "densenet121",
     "efficientnet_b0",
     "efficientnet_b1",
+    "maxvit_tiny_tf_224",
+    "mixer_b16_224",
+    "mixer_s32_224",
     "mobilenetv2_100",
     "mobilenetv3_large_100",
     "mobilenetv3_small_100",
@@ -69,19 +99,31 @@ TIMM_NAMES: tuple[str, ...] = (
     "resnet50",
     "resnext50_32x4d",
     "seresnet50",
+    "swin_base_patch4_window7_224",
+    "swin_small_patch4_window7_224",
+    "swin_tiny_patch4_window7_224",
     "vgg11_bn",
     "vgg16_bn",
     "vgg19_bn",
+    "vit_base_patch16_224",
+    "vit_small_patch16_224",
+    "vit_tiny_patch16_224",
     "wide_resnet50_2",
 )
+TIMM_SIZES = frozenset(name for name in TIMM_NAMES if name.endswith("_224"))
 
 
 def torchvision_builder(name: str) -> Callable[..., nn.Module]:
     """Return a builder of torchvision's `name`; torchvision is imported when the builder is called."""
 
-    def builder(*, num_classes: int, in_channels: int) -> nn.Module:
+    def builder(*, num_classes: int, in_channels: int, image_size: int | None = None) -> nn.Module:
         library = _import("torchvision.models", source="torchvision")
-        network: nn.Module = getattr(library, name)(weights=None, num_classes=num_classes)
+        keyword = TORCHVISION_SIZES.get(name)
+        size = (image_size, image_size) if keyword == "input_size" else image_size
+        sized = {} if keyword is None else {keyword: size}
+        # Their widths are worked out with tensors, whose values are needed even where the network gets no storage.
+        with torch.device("cpu") if name.startswith("regnet_") else nullcontext():
+            network: nn.Module = getattr(library, name)(weights=None, num_classes=num_classes, **sized)
         if in_channels != 3:
             _replace_stem(network, TORCHVISION_STEMS[name], in_channels)
         return network
@@ -92,9 +134,12 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
 def timm_builder(name: str) -> Callable[..., nn.Module]:
     """Return a builder of timm's `name`; timm is imported when the builder is called."""
 
-    def builder(*, num_classes: int, in_channels: int) -> nn.Module:
+    def builder(*, num_classes: int, in_channels: int, image_size: int | None = None) -> nn.Module:
         library = _import("timm", source="timm")
-        network: nn.Module = library.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+        sized = {} if image_size is None else {"img_size": image_size}
+        network: nn.Module = library.create_model(
+            name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **sized
+        )
         return network
 
     return builder

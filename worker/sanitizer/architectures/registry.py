@@ -34,6 +34,8 @@ class _Entry:
     options: Mapping[str, Option] = field(default_factory=dict)
 
 
+# Of networks that are built for one size of image: square, in pixels.
+_SIZED = {"image_size": IntOption(default=224, minimum=16, maximum=1024)}
 _BUILTIN: dict[str, _Entry] = {
     "preact_resnet18": _Entry(residual.preact_resnet18),
     "resnet18_32": _Entry(residual.resnet18_32),
@@ -52,8 +54,14 @@ _BUILTIN: dict[str, _Entry] = {
 }
 _REGISTRY: dict[str, dict[str, _Entry]] = {
     "builtin": _BUILTIN,
-    "torchvision": {name: _Entry(external.torchvision_builder(name)) for name in external.TORCHVISION_STEMS},
-    "timm": {name: _Entry(external.timm_builder(name)) for name in external.TIMM_NAMES},
+    "torchvision": {
+        name: _Entry(external.torchvision_builder(name), _SIZED if name in external.TORCHVISION_SIZES else {})
+        for name in external.TORCHVISION_STEMS
+    },
+    "timm": {
+        name: _Entry(external.timm_builder(name), _SIZED if name in external.TIMM_SIZES else {})
+        for name in external.TIMM_NAMES
+    },
 }
 
 
@@ -111,7 +119,16 @@ def _find(spec: ArchitectureSpec) -> _Entry:
 
 
 def _construct(entry: _Entry, spec: ArchitectureSpec, options: Mapping[str, OptionValue]) -> torch.nn.Module:
-    return entry.build(num_classes=spec.num_classes, in_channels=spec.in_channels, **options)
+    try:
+        return entry.build(num_classes=spec.num_classes, in_channels=spec.in_channels, **options)
+    except (ValueError, AssertionError) as error:
+        if "image_size" not in options:
+            raise
+        # Windows and patches have to divide it, each library in its own way.
+        raise InvalidArchitectureOptionError(
+            f"architecture '{spec.name}' cannot be built for images of {options['image_size']} pixels; choose the "
+            "image_size that it was trained with, such as 224"
+        ) from error
 
 
 def _num_values(network: torch.nn.Module) -> int:
