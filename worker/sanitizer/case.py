@@ -17,7 +17,6 @@ from worker.sanitizer.errors import InvalidSpecError, SanitizerError
 from worker.sanitizer.evaluate import accuracy
 from worker.sanitizer.network import Network, from_graph, from_module
 from worker.sanitizer.refusals import ArchitectureNotFromFileError, NoProgramInFileError
-from worker.sanitizer.refusals import TooFewPerClassError
 from worker.sanitizer.spec import ArchitectureSpec, InputSpec
 
 # Profile, select, hold out; the report's accuracy comes from the last part alone.
@@ -139,8 +138,8 @@ def load(
     if triggered_path is not None:
         triggered, triggered_format = _images(triggered_path, architecture, input_spec, "triggered")
         if len(triggered) < len(TRIGGERED_FRACTIONS):
-            raise TooFewPerClassError(
-                "the triggered set holds one image, and half of it may guide while the other half scores; send at least two"
+            raise InvalidSpecError(
+                "The triggered set holds one image, but one half may guide and the other scores. Send two or more."
             )
     if target_class is not None and not 0 <= target_class < architecture.num_classes:
         raise InvalidSpecError(f"target_class must be 0 to {architecture.num_classes - 1}.")
