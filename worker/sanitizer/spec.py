@@ -226,8 +226,8 @@ class SanitizeSpec:
             together, the lowest first (EP). `adversarial_mask` (ANP), `weight_mask` (AWM, its mean over the channel's
             weights), `unlearn_recover` (RNP): the masks that those recipes learn, the lowest first.
             `logit_contribution`: what the channel adds, to first order, to the suspected class's logit on triggered
-            images. A list of names ranks by the mean of their standardised scores, standardised again (in a layer that only
-            some of them apply to, by the mean of those); a layer that none applies to is left alone.
+            images. A list of names ranks by the mean of their standardised scores, standardised again (in a layer that
+            only some of them apply to, by the mean of those); a layer that none applies to is left alone.
         aggregate: How a norm is taken over images.
         inputs: What a norm is taken on. `triggered` and `difference` let half of the client's trigger samples
             guide; the `synthetic` ones need none.
