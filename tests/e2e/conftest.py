@@ -154,11 +154,6 @@ class Bundle:
         return self.client.wait(job_id, timeout_seconds=JOB_SECONDS)
 
 
-def assert_sanitized(client, job_id, path):
-    """The bundled suspect came back without its backdoor."""
-    assert_backdoor_gone(assert_delivered(client, job_id, path))
-
-
 def assert_backdoor_gone(report):
     """What the default recipe owes to the bundled suspect."""
     assert report["attack_success"]["before"]["value"] >= 0.95

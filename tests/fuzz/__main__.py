@@ -58,7 +58,7 @@ def fuzz(target: Target, seconds: int, folder: Path, findings: Path) -> NoReturn
         sys.stderr.flush()
         os._exit(status)
 
-    options = [f"-timeout={ONE_INPUT_SECONDS}", f"-rss_limit_mb={MAX_MEMORY_MIB}", f"-max_len={MAX_INPUT_BYTES}",
+    options = ["-seed=1", f"-timeout={ONE_INPUT_SECONDS}", f"-rss_limit_mb={MAX_MEMORY_MIB}", f"-max_len={MAX_INPUT_BYTES}",
                f"-artifact_prefix={findings}/{target.name}-"]  # fmt: skip
     atheris.Setup([sys.argv[0], *options, str(seeds)], one)
     atheris.Fuzz()
@@ -74,7 +74,12 @@ def run(target: Target, seconds: int, findings: Path) -> dict[str, object]:
             with log.open("wb") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-            fuzz(target, seconds, Path(name), findings)
+            try:
+                fuzz(target, seconds, Path(name), findings)
+            except BaseException:
+                traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)  # leaving the block here would remove the folder under the parent
         _, status = os.waitpid(child, 0)
         said = log.read_text(encoding="utf-8", errors="replace")
         count = Path(name) / "executions"

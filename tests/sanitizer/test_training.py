@@ -102,7 +102,7 @@ def test_fine_tuning_learns_and_keeps_pruned_channels_silent(network, images, sa
     assert loss() < 0.7 * before
     assert len(done) == schedule.num_steps(len(images)) == 12
     site = network.sites[0]
-    assert not any(network.tensors[name][1].any() for name in site.owned)
+    assert not any(network.tensors[name][1].any() for name in site.tensors)
 
 
 def test_the_images_are_changed_on_their_way_in_only(network, images):

@@ -25,6 +25,7 @@ def test_a_job_is_accepted_polled_and_read(any_api, refused):
         "max_accuracy_drop": 0.02,
         "num_points": 24,
         "max_fraction": 0.5,
+        "max_recall_drop": None,
     }
     assert (job["progress"], job["error"], job["started_at"]) == (None, None, None)
     assert any_api.http.get(job["links"]["self"]).json() == job
