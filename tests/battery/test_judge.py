@@ -111,7 +111,7 @@ def test_everything_that_decides_a_figure_changes_the_id():
 
 def test_the_first_seed_of_every_model_comes_before_the_second_of_any():
     other = replace(CONFIG, name="other")
-    jobs = judge.plan([CONFIG, other], recipes=["default"], seeds=[0, 1], num_images=100, library="one")
+    jobs = judge.plan([CONFIG, other], recipes=["prune:inputs=clean"], seeds=[0, 1], num_images=100, library="one")
     assert [(job.seed, job.config.name) for job in jobs] == [(0, "tiny"), (0, "other"), (1, "tiny"), (1, "other")]
 
 

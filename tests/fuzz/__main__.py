@@ -58,8 +58,8 @@ def fuzz(target: Target, seconds: int, folder: Path, findings: Path) -> NoReturn
         sys.stderr.flush()
         os._exit(status)
 
-    options = ["-seed=1", f"-timeout={ONE_INPUT_SECONDS}", f"-rss_limit_mb={MAX_MEMORY_MIB}", f"-max_len={MAX_INPUT_BYTES}",
-               f"-artifact_prefix={findings}/{target.name}-"]  # fmt: skip
+    options = ["-seed=1", f"-timeout={ONE_INPUT_SECONDS}", f"-rss_limit_mb={MAX_MEMORY_MIB}",
+               f"-max_len={MAX_INPUT_BYTES}", f"-artifact_prefix={findings}/{target.name}-"]  # fmt: skip
     atheris.Setup([sys.argv[0], *options, str(seeds)], one)
     atheris.Fuzz()
     end(1)
