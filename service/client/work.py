@@ -42,11 +42,8 @@ def preview(client: Client, inputs: Inputs, console: Console) -> dict[str, Any]:
     Raises:
         ApiError: the service refused, or the job failed.
     """
-    model = client.create_model(inputs.metadata)
-    client.upload_model(model["id"], inputs.checkpoint)
-    clean = client.create_dataset("clean", name=inputs.clean.name)
-    client.upload_dataset(clean["id"], inputs.clean)
-    job = client.preview(clean["id"], model["id"])
+    model_id, clean_id = _upload(client, inputs)
+    job = client.preview(clean_id, model_id)
     with show.live_progress(console) as on_progress:
         job = client.wait(job["id"], on_progress=on_progress)
     _raise_for_end(job)
@@ -63,16 +60,13 @@ def sanitize(
     Raises:
         ApiError: the service refused, or the job failed.
     """
-    model = client.create_model(inputs.metadata)
-    client.upload_model(model["id"], inputs.checkpoint)
-    clean = client.create_dataset("clean", name=inputs.clean.name)
-    client.upload_dataset(clean["id"], inputs.clean)
+    model_id, clean_id = _upload(client, inputs)
     triggered_id = None
     if inputs.triggered is not None:
         triggered = client.create_dataset("triggered", name=inputs.triggered.name, target_class=inputs.target_class)
         client.upload_dataset(triggered["id"], inputs.triggered)
         triggered_id = triggered["id"]
-    job = client.submit(model["id"], clean["id"], triggered_dataset_id=triggered_id, spec=inputs.spec)
+    job = client.submit(model_id, clean_id, triggered_dataset_id=triggered_id, spec=inputs.spec)
     console.print(f"job {job['id']}: uploaded {inputs.checkpoint.name} and {inputs.clean.name}")
     with show.live_progress(console) as on_progress:
 
@@ -88,6 +82,15 @@ def sanitize(
     report_path = output.with_name(output.name + ".report.json")
     report_path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return Results(job_id=job["id"], report=report, checkpoint_path=output, report_path=report_path)
+
+
+def _upload(client: Client, inputs: Inputs) -> tuple[str, str]:
+    """Upload the checkpoint and the clean set; return their ids."""
+    model = client.create_model(inputs.metadata)
+    client.upload_model(model["id"], inputs.checkpoint)
+    clean = client.create_dataset("clean", name=inputs.clean.name)
+    client.upload_dataset(clean["id"], inputs.clean)
+    return model["id"], clean["id"]
 
 
 def _raise_for_end(job: Mapping[str, Any]) -> None:

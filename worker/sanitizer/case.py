@@ -13,6 +13,7 @@ from worker.sanitizer import checkpoint as checkpoints
 from worker.sanitizer import dataset
 from worker.sanitizer.architectures import build
 from worker.sanitizer.checkpoint import Checkpoint
+from worker.sanitizer.dataset import LabelledImages
 from worker.sanitizer.errors import InvalidSpecError, SanitizerError
 from worker.sanitizer.evaluate import accuracy
 from worker.sanitizer.network import Network, from_graph, from_module
@@ -165,15 +166,26 @@ def _images(
     read = dataset.read(
         path, in_channels=architecture.in_channels, rule=input_spec, class_names=tuple(architecture.class_names)
     )
+    check(read, architecture, input_spec, kind)
+    return Images(dataset.pixels(read.images_NCHW), read.labels_N), read.format
+
+
+def check(
+    data: LabelledImages, architecture: ArchitectureSpec, input_spec: InputSpec, kind: Literal["clean", "triggered"]
+) -> None:
+    """Require images that the declared network can take, and enough of each class.
+
+    Raises:
+        DatasetRefusedError: By which rule, its code says.
+    """
     dataset.check(
-        read,
+        data,
         num_classes=architecture.num_classes,
         in_channels=architecture.in_channels,
         height=input_spec.height,
         width=input_spec.width,
         kind=kind,
     )
-    return Images(dataset.pixels(read.images_NCHW), read.labels_N), read.format
 
 
 def refuse_near_chance(seen: float, labels_N: Tensor) -> None:

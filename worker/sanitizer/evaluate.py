@@ -6,6 +6,7 @@ Shapes: N images, K classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,23 +18,19 @@ from worker.sanitizer.report import Estimate
 Z_95 = 1.959963984540054
 
 
+def log_probabilities(network: Network, pixels_NCHW: Tensor) -> Tensor:
+    """The logarithms of the network's answers, (N, K) on the CPU."""
+    return _over_batches(network, pixels_NCHW, lambda logits_BK: logits_BK.log_softmax(dim=1))
+
+
 def predict(network: Network, pixels_NCHW: Tensor) -> Tensor:
     """The most probable class of each image, (N,) int64 on the CPU."""
-    with torch.no_grad():
-        parts = [network(batch.to(network.device)).argmax(dim=1).cpu() for batch in batched(pixels_NCHW)]
-    return torch.cat(parts)
+    return _over_batches(network, pixels_NCHW, lambda logits_BK: logits_BK.argmax(dim=1))
 
 
 def accuracy(network: Network, pixels_NCHW: Tensor, labels_N: Tensor) -> float:
     """Share of images predicted as their label."""
     return float((predict(network, pixels_NCHW) == labels_N).double().mean())
-
-
-def log_probabilities(network: Network, pixels_NCHW: Tensor) -> Tensor:
-    """The logarithms of the network's answers, (N, K) on the CPU."""
-    with torch.no_grad():
-        parts = [network(batch.to(network.device)).log_softmax(dim=1).cpu() for batch in batched(pixels_NCHW)]
-    return torch.cat(parts)
 
 
 def divergence(before_NK: Tensor, after_NK: Tensor) -> float:
@@ -62,3 +59,9 @@ def wilson(hits: int, num_images: int) -> Estimate:
     low, high = max(0.0, centre - half), min(1.0, centre + half)
     # At 0 and 1 the interval touches the value; rounding must not let it fall just beside.
     return Estimate(value=share, low=min(low, share), high=max(high, share), num_images=num_images)
+
+
+def _over_batches(network: Network, pixels_NCHW: Tensor, of_logits: Callable[[Tensor], Tensor]) -> Tensor:
+    with torch.no_grad():
+        parts = [of_logits(network(batch.to(network.device))).cpu() for batch in batched(pixels_NCHW)]
+    return torch.cat(parts)

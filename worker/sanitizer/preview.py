@@ -109,14 +109,7 @@ def _refusals(data: LabelledImages, architecture: ArchitectureSpec, input_spec: 
         )
         found.append(Finding(severity="refusal", code="wrong_image_size", message=message))
     try:
-        dataset.check(
-            data,
-            num_classes=architecture.num_classes,
-            in_channels=architecture.in_channels,
-            height=input_spec.height,
-            width=input_spec.width,
-            kind="clean",
-        )
+        cases.check(data, architecture, input_spec, "clean")
     except SanitizerError as error:
         # Where every image was left out, that there is none is the same news twice.
         if not (data.num_left_out and len(data.images_NCHW) == 0):

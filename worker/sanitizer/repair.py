@@ -21,8 +21,8 @@ from worker.sanitizer.trigger import Inversion, Triggers
 INVERSION_BATCH = 16
 BATCH = 64
 RATE = 1e-3
-# A heavier anchor keeps more of the accuracy, and more of the backdoor: 30 left a warp at 45 %, 3 cost a point more
-# than 10. The surer the verdict, the lighter.
+# A heavier anchor keeps more of the accuracy, and more of the backdoor: the surer the verdict, the lighter. Set by hand
+# on networks of the battery whose attack success was seen.
 LIGHT_ANCHOR = 5.0
 HEAVY_ANCHOR = 20.0
 MAX_SHIFT = 1

@@ -230,13 +230,13 @@ def success(network: Network, triggers: Triggers, pixels_NCHW: Tensor, labels_N:
     With `ANYWHERE` for a target, which needs labels, it is the share that ends at another class than the label's.
     """
     shares = []
+    batches_BCHW = torch.split(pixels_NCHW, SUCCESS_BATCH)
+    batches_B = [None] * len(batches_BCHW) if labels_N is None else torch.split(labels_N, SUCCESS_BATCH)
     with torch.no_grad():
         for which in range(len(triggers)):
             hits, count = 0.0, 0.0
-            for start in range(0, len(pixels_NCHW), SUCCESS_BATCH):
-                pixels_BCHW = pixels_NCHW[start : start + SUCCESS_BATCH].to(network.device)
-                labels_B = None if labels_N is None else labels_N[start : start + SUCCESS_BATCH]
-                logits_1BK = network(triggers.stamp(pixels_BCHW, which)).unsqueeze(0)
+            for pixels_BCHW, labels_B in zip(batches_BCHW, batches_B, strict=True):
+                logits_1BK = network(triggers.stamp(pixels_BCHW.to(network.device), which)).unsqueeze(0)
                 _, hit_1B, counts_1B = _aim(logits_1BK, triggers.targets_T[which : which + 1], labels_B)
                 hits, count = hits + float((hit_1B * counts_1B).sum()), count + float(counts_1B.sum())
             shares.append(hits / max(count, 1.0))

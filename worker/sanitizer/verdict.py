@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.sanitizer.activations import DEFAULT_BATCH
+from worker.sanitizer.activations import batched
 from worker.sanitizer.case import Images
 from worker.sanitizer.criteria import standardise
 from worker.sanitizer.evaluate import predict
@@ -36,7 +36,7 @@ SCREENING_STEPS = 20
 MIN_CLASSES = 3
 # A mask that leads anywhere stands out when it is smaller than this share of the smallest that leads to one class.
 ANYWHERE_SHARE = 0.5
-# In networks without a backdoor the most frequent destination took up to 63 % of the images.
+# Set by hand: the most frequent destination took less than this in the few clean networks that were looked at.
 ATTRACTOR_SHARE = 0.7
 MIN_LED_SHARE = 0.1
 SMALLEST_COST = 1e-6
@@ -220,10 +220,9 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
 def _destination(network: Network, anywhere: Triggers, images: Images, classes: Sequence[int]) -> Tensor:
     ends = []
     for which in range(len(anywhere)):
-        for start in range(0, len(images), DEFAULT_BATCH):
-            pixels_BCHW = images.pixels_NCHW[start : start + DEFAULT_BATCH].to(network.device)
-            answers_B = predict(network, anywhere.stamp(pixels_BCHW, which))
-            ends.append(answers_B[answers_B != images.labels[start : start + DEFAULT_BATCH]])
+        for pixels_BCHW, labels_B in zip(batched(images.pixels_NCHW), batched(images.labels), strict=True):
+            answers_B = predict(network, anywhere.stamp(pixels_BCHW.to(network.device), which))
+            ends.append(answers_B[answers_B != labels_B])
     ended = torch.cat(ends)
     counts = torch.stack([(ended == target).sum() for target in classes]).double()
     # A handful of images says nothing about where a trigger leads.

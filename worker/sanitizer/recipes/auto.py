@@ -14,7 +14,7 @@ import torch
 
 from worker.sanitizer import masks
 from worker.sanitizer.case import Images
-from worker.sanitizer.evaluate import divergence, log_probabilities, predict
+from worker.sanitizer.evaluate import accuracy, divergence, log_probabilities, predict
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.prune import prune_with
@@ -289,4 +289,4 @@ def _right(bench: Workbench) -> torch.Tensor:
 
 
 def _select_accuracy(bench: Workbench) -> float:
-    return float(_right(bench).double().mean())
+    return accuracy(bench.network, bench.select.pixels_NCHW, bench.select.labels)
