@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -204,3 +206,38 @@ def test_mutated_files_end_in_a_refusal_or_a_clean_read(tmp_path, data):
         mutated[data.draw(st.integers(0, len(mutated) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(DatasetRefusedError):
         assert isinstance(read_bytes(tmp_path, bytes(mutated)).images_NCHW, torch.Tensor)
+
+
+@pytest.mark.parametrize("options", [{}, {"row_group_size": 1}, {"use_dictionary": False}, {"compression": "zstd"}])
+def test_chunks_lie_where_arrow_says_that_they_lie(options):
+    data = written(table(), **options)
+    told = pq.read_metadata(io.BytesIO(data))
+    expected = []
+    for group in range(told.num_row_groups):
+        for column in range(told.num_columns):
+            chunk = told.row_group(group).column(column)
+            start = chunk.dictionary_page_offset or chunk.data_page_offset
+            expected.append((chunk.path_in_schema, start, chunk.total_compressed_size))
+    found = parquet_pages.chunks(io.BytesIO(data), len(data))
+    assert [(chunk.path, chunk.start, chunk.num_bytes) for chunk in found] == expected
+
+
+def test_histograms_of_a_wrong_length_are_refused_and_end_no_process(tmp_path):
+    data = written(table(), compression="none")
+    footer_bytes = int.from_bytes(data[-8:-4], "little")
+    footer = data[-8 - footer_bytes : -8]
+    # SizeStatistics of `image.bytes`: a list of three counts of definition levels becomes one of two.
+    told = bytes([0x19, 0x36, 0, 0, 8])
+    assert told in footer
+    spoilt = footer.replace(told, bytes([0x19, 0x26, 0, 8]))
+    data = data[: -8 - footer_bytes] + spoilt + len(spoilt).to_bytes(4, "little") + b"PAR1"
+    path = tmp_path / "upload"
+    path.write_bytes(data)
+    script = (
+        "import sys; from pathlib import Path; from worker.sanitizer import dataset\n"
+        "from worker.sanitizer.refusals import DatasetRefusedError\n"
+        "try: dataset.read(Path(sys.argv[1]), in_channels=3)\n"
+        "except DatasetRefusedError as error: print(error.code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "corrupt_dataset"), done.stderr[-500:]

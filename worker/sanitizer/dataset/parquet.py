@@ -112,7 +112,7 @@ def _read(
             thrift_container_size_limit=MAX_ROW_GROUPS,
         ) as parquet:
             columns = _columns(parquet, name)
-            largest = _check_sizes(file, parquet, columns)
+            largest = _check_sizes(file, file_bytes, parquet, columns)
             labels: list[int] = []
             for number, (data, label) in enumerate(_rows(parquet, columns, largest)):
                 row_name = f"{name} row {number}"
@@ -195,7 +195,7 @@ def _class_names(feature: dict[str, Any]) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _check_sizes(file: BinaryIO, parquet: pyarrow.parquet.ParquetFile, columns: Columns) -> int:
+def _check_sizes(file: BinaryIO, file_bytes: int, parquet: pyarrow.parquet.ParquetFile, columns: Columns) -> int:
     """Refuse more rows or bytes than a limit allows, by the pages themselves. Returns the largest page's bytes."""
     metadata = parquet.metadata
     if metadata.num_rows <= 0:
@@ -204,15 +204,9 @@ def _check_sizes(file: BinaryIO, parquet: pyarrow.parquet.ParquetFile, columns: 
         raise DatasetTooLargeError(f"the Parquet file has {metadata.num_rows} rows; at most {MAX_ROWS} are accepted")
     wanted = {f"{columns[0]}.bytes", f"{columns[0]}.path", columns[1]}
     largest = total = 0
-    for group in range(metadata.num_row_groups):
-        for index in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(index)
-            if chunk.path_in_schema not in wanted:
-                continue
-            start = chunk.data_page_offset
-            if chunk.dictionary_page_offset is not None and 0 < chunk.dictionary_page_offset < start:
-                start = chunk.dictionary_page_offset
-            page, pages = parquet_pages.measure(file, start, chunk.total_compressed_size)
+    for chunk in parquet_pages.chunks(file, file_bytes):
+        if chunk.path in wanted:
+            page, pages = parquet_pages.measure(file, chunk.start, chunk.num_bytes)
             largest, total = max(largest, page), total + pages
     if total > MAX_BYTES:
         raise DatasetTooLargeError(f"the Parquet file unpacks to {total} bytes; at most {MAX_BYTES} are accepted")
