@@ -37,7 +37,7 @@ was left when its time was over. The scanners look for code in pickles: the seco
 promise, and is listed because an upload form that relies on a scanner lets such files through.
 """
 _END = """The parsers' row is what `tests/hostile/test_corpus.py` asserts on every change: each file ends in a refusal
-under its code, or (two files) its foreign pickle is neither read nor passed on. Files whose code ran while a scanner
+under its code, or ({kept} files) its foreign pickle is neither read nor passed on. Files whose code ran while a scanner
 looked at them: {told}.
 """
 
@@ -180,7 +180,7 @@ def table(cases: list[dict], answers: dict[str, dict], ran: dict[str, list[str]]
             missed = [file for file in groups[next(iter(groups))] if answers[name]["verdicts"].get(file) == verdict]
             lines += [f"- {name}, {verdict} ({len(missed)}): " + (", ".join(f"`{file}`" for file in missed) or "none")]
     told = ", ".join(f"{name}: {len(found)}" for name, found in ran.items()) or "none was asked"
-    lines += ["", _END.format(told=told)]
+    lines += ["", _END.format(told=told, kept=sum(case["neutralised"] for case in cases))]
     return "\n".join(lines)
 
 
