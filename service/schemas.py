@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from service.tables import FAILED, PREVIEW, SUCCEEDED, DatasetRow, JobFigureRow, JobRow, ModelRow
+from service.tables import FAILED, PREVIEW, SUCCEEDED, DatasetRow, JobFigureRow, JobRow, ModelRow, WorkerRow
 from worker.sanitizer.findings import Preview
 from worker.sanitizer.report import Report
 from worker.sanitizer.spec import MAX_CLASSES, ArchitectureSpec, InputSpec, SanitizeSpec
@@ -26,8 +26,10 @@ __all__ = [
     "Preview",
     "PreviewCreate",
     "Problem",
+    "Readiness",
     "Report",
     "SanitizeSpec",
+    "WorkerView",
 ]
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -226,6 +228,27 @@ class FigureView(BaseModel):
         return cls.model_validate(_fields(row, cls) | {"links": links})
 
 
+class WorkerView(BaseModel):
+    """A worker that was seen lately; `protections` are active in the process of each of its jobs."""
+
+    started_at: datetime
+    seen_at: datetime
+    protections: list[str]
+
+    @classmethod
+    def of(cls, row: WorkerRow) -> Self:
+        """The view of a row, without its id, which tells the machine's name."""
+        return cls.model_validate(_fields(row, cls))
+
+
+class Readiness(BaseModel):
+    """What the service needs, and who works for it; jobs wait while `workers` is empty."""
+
+    status: Literal["ready"] = "ready"
+    checks: dict[str, str]
+    workers: list[WorkerView]
+
+
 class Page(BaseModel, Generic[Item]):
     """One page of a list, newest first; `next_cursor` is null on the last one."""
 
@@ -264,7 +287,7 @@ def plain(spec: ArchitectureSpec | InputSpec | SanitizeSpec) -> dict[str, Any]:
     return dataclasses.asdict(spec)
 
 
-def _fields(row: ModelRow | DatasetRow | JobRow | JobFigureRow, view: type[BaseModel]) -> dict[str, Any]:
+def _fields(row: ModelRow | DatasetRow | JobRow | JobFigureRow | WorkerRow, view: type[BaseModel]) -> dict[str, Any]:
     return {name: getattr(row, name) for name in view.model_fields if hasattr(row, name)}
 
 

@@ -79,6 +79,7 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way of declaring it
         datetime: UtcDateTime,
         dict[str, Any]: JSON,
+        list[str]: JSON,
         int: BigInteger,
     }
 
@@ -218,3 +219,14 @@ class JobFigureRow(Base):
     media_type: Mapped[str] = mapped_column(String(40))
     sha256: Mapped[str] = mapped_column(String(64))
     size: Mapped[int]
+
+
+class WorkerRow(Base):
+    """A worker that says it is alive, and what the processes of its jobs give up."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(200), primary_key=True)
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    protections: Mapped[list[str]]

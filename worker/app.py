@@ -8,6 +8,7 @@ import os
 import select
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -51,8 +52,11 @@ class StopFlag:
         return bool(ready)
 
 
-def make_app(settings: Settings) -> Celery:
-    """Return the app that works: the producer's, with tasks, a schedule and a worker's settings."""
+def make_app(settings: Settings, protections: Sequence[str] = ()) -> Celery:
+    """Return the app that works: the producer's, with tasks, a schedule and a worker's settings.
+
+    `protections` are those that `check_protections` found, for the worker's row.
+    """
     celery = broker.make_celery(settings)
     celery.conf.update(
         # A message is gone when its job has ended, not when it has begun. The row decides all the same.
@@ -88,11 +92,11 @@ def make_app(settings: Settings) -> Celery:
             }
         },
     )
-    _connect(celery, settings)
+    _connect(celery, settings, protections)
     return celery
 
 
-def _connect(celery: Celery, settings: Settings) -> None:
+def _connect(celery: Celery, settings: Settings, protections: Sequence[str]) -> None:
     """Bind tasks and the worker's life to one station a process, made after the fork."""
     stop = StopFlag()
     stations: dict[int, Station] = {}
@@ -100,7 +104,7 @@ def _connect(celery: Celery, settings: Settings) -> None:
     def station() -> Station:
         if os.getpid() not in stations:
             stations.clear()
-            stations[os.getpid()] = Station(celery, settings, stop.is_raised)
+            stations[os.getpid()] = Station(celery, settings, stop.is_raised, protections=protections)
         return stations[os.getpid()]
 
     def on_worker_init(**_: object) -> None:
@@ -164,10 +168,9 @@ def main() -> None:
     logs.configure()
     settings = Settings.from_env()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    if which == "worker":
-        check_protections(settings)
+    protections = check_protections(settings) if which == "worker" else ()
     with contextlib.suppress(KeyboardInterrupt):
-        make_app(settings).start(["--quiet", which, *OPTIONS[which].split()])
+        make_app(settings, protections).start(["--quiet", which, *OPTIONS[which].split()])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 from celery import Celery
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from service import blobs, broker, db, jobs
 from service.settings import Settings
 from worker import runs
+from worker.presence import Presence
 from worker.runs import Ending
 from worker.scratch import Scratch
 from worker.supervisor import Supervisor
@@ -30,7 +31,14 @@ log = structlog.get_logger(__name__)
 class Station:
     """What one worker process holds: the database, a scratch folder, and a supervisor with its warm child."""
 
-    def __init__(self, celery: Celery, settings: Settings, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        celery: Celery,
+        settings: Settings,
+        should_stop: Callable[[], bool],
+        *,
+        protections: Sequence[str] = (),
+    ) -> None:
         self._celery = celery
         self._settings = settings
         self._should_stop = should_stop
@@ -39,10 +47,12 @@ class Station:
         self._sessions: sessionmaker[Session] = db.make_sessions(self._engine)
         self._scratch = Scratch(settings.data_dir / "work")
         self._supervisor = Supervisor(self._scratch.path)
+        self._presence = Presence(self._sessions, self._worker_id, protections)
         self._garbage_due = 0.0
 
     def warm(self) -> None:
-        """Have a child ready."""
+        """Say that this worker is alive, and have a child ready."""
+        self._presence.start()
         self._supervisor.warm()
 
     def sanitize(self, job_id: str) -> None:
@@ -72,7 +82,8 @@ class Station:
             blobs.collect_garbage(self._sessions)
 
     def close(self) -> None:
-        """End the spare child and remove the folder."""
+        """Say nothing more, end the spare child and remove the folder."""
+        self._presence.close()
         self._supervisor.close()
         self._scratch.close()
         self._engine.dispose()

@@ -8,8 +8,10 @@ import structlog
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from service import broker, db, problems
+from service import broker, db, problems, workers
 from service.deps import Held, Resources
+from service.schemas import Problem, Readiness, WorkerView
+from service.tables import WorkerRow
 
 router = APIRouter(tags=["health"])
 
@@ -22,10 +24,18 @@ def healthz() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz", summary="Can it serve?")
-def readyz(held: Held) -> JSONResponse:
-    """Whether the database answers and is migrated, and the broker answers; 503 with what does not."""
-    checks = {"database": _check(lambda: _database(held)), "broker": _check(lambda: broker.ping(held.celery))}
+@router.get("/readyz", response_model=Readiness, responses={503: {"model": Problem}}, summary="Can it serve?")
+def readyz(held: Held) -> Readiness | JSONResponse:
+    """Whether the database answers and is migrated, and the broker answers; 503 with what does not.
+
+    `workers` are those seen within a minute, with the protections that are active in the processes of their jobs; a
+    service without one is ready all the same: it takes jobs, and they wait.
+    """
+    seen: list[WorkerRow] = []
+    checks = {
+        "database": _check(lambda: seen.extend(_database(held))),
+        "broker": _check(lambda: broker.ping(held.celery)),
+    }
     failed = [name for name, answer in checks.items() if answer != "ok"]
     if failed:
         log.warning("service.not_ready", checks=checks)
@@ -37,12 +47,13 @@ def readyz(held: Held) -> JSONResponse:
             headers={"Retry-After": "5"},
             checks=checks,
         )
-    return JSONResponse({"status": "ready", "checks": checks})
+    return Readiness(checks=checks, workers=[WorkerView.of(row) for row in seen])
 
 
-def _database(held: Resources) -> None:
+def _database(held: Resources) -> list[WorkerRow]:
     if not db.is_migrated(held.engine):
         raise NotMigratedError
+    return workers.present(held.sessions)
 
 
 class NotMigratedError(Exception):

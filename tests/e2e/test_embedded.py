@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -55,6 +56,8 @@ def test_a_running_job_can_be_cancelled_and_a_signal_stops_everything(stack):
     bundle = Bundle(stack.client)
     job_id = bundle.submit()
     wait_until(lambda: stack.client.job(job_id)["state"] == "running", 60, "the job's start")
+    (worker,) = wait_until(lambda: httpx.get(f"{stack.url}/readyz").json()["workers"], 20, "the worker's row")
+    assert {"rlimits", "process_group", "clean_environment"} <= set(worker["protections"])
     stack.client.cancel(job_id)
     wait_until(lambda: stack.client.job(job_id)["state"] == "cancelled", 20, "the cancellation")
     processes = stack.descendants()

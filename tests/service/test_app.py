@@ -1,9 +1,11 @@
 import warnings
+from datetime import datetime
 
 import pytest
 import sqlalchemy.exc
 from fastapi import APIRouter
 
+from service import workers
 from service.app import create_from_env
 
 
@@ -32,8 +34,18 @@ def test_ready_means_database_and_broker(any_api):
     answer = any_api.http.get("/readyz")
     assert (answer.status_code, answer.json()) == (
         200,
-        {"status": "ready", "checks": {"database": "ok", "broker": "ok"}},
+        {"status": "ready", "checks": {"database": "ok", "broker": "ok"}, "workers": []},
     )
+
+
+def test_ready_says_which_workers_there_are_and_how_their_jobs_are_confined(any_api):
+    workers.record(any_api.sessions, "machine:7", ("rlimits", "no_network"))
+    answer = any_api.http.get("/readyz")
+    (worker,) = answer.json()["workers"]
+    assert worker["protections"] == ["rlimits", "no_network"]
+    assert worker["seen_at"] == worker["started_at"]
+    assert datetime.fromisoformat(worker["seen_at"]).utcoffset() is not None
+    assert "machine" not in answer.text
 
 
 def test_ready_reaches_a_real_redis(connect, postgresql_url, redis_url):
