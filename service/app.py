@@ -50,9 +50,10 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # a redirect is not an answer to a PUT of two gigabytes
     )
     app.state.resources = held
-    problems.install(app)
-    for router in (models.router, datasets.router, jobs.previews, jobs.router, health.router):
+    routers = (models.router, datasets.router, jobs.previews, jobs.router, health.router)
+    for router in routers:
         app.include_router(router)
+    problems.install(app, [route for router in routers for route in router.routes])
     # The last one added is the outermost.
     app.add_middleware(middleware.BodyLimit)
     app.add_middleware(middleware.HostGuard, settings=settings)

@@ -53,7 +53,10 @@ class PageRequest:
         except (binascii.Error, ValueError):
             decoded = ""
         if not ids.is_id(prefix, decoded):
-            raise UnprocessableError("the cursor is not one of this list's next_cursor", code="invalid_cursor")
+            raise UnprocessableError(
+                "the cursor is not one of this list's next_cursor; leave it out to begin with the newest",
+                code="invalid_cursor",
+            )
         return decoded
 
     def page(self, rows: list[Row], view: Callable[[Row], View]) -> Page[View]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -13,11 +13,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Match, Route
 
+from service import field_errors
 from service.errors import ServiceError, UnavailableError, UnsupportedMediaTypeError
 
 MEDIA_TYPE = "application/problem+json"
-MAX_FIELD_ERRORS = 20
 MAX_TEXT = 300
 
 log = structlog.get_logger()
@@ -30,15 +31,6 @@ _CODES = {
     ),
     404: ("not_found", "there is nothing at this path; /docs lists what there is"),
     405: ("method_not_allowed", "this path does not take this method; the Allow header lists those it takes"),
-}
-
-# What pydantic says in Python's terms, said in those of JSON.
-_MESSAGES = {
-    "json_invalid": "the body is not valid JSON (the number is the position of the error)",
-    "extra_forbidden": "there is no such field here; /docs lists those there are",
-    "unexpected_keyword_argument": "there is no such field here; /docs lists those there are",
-    "dataclass_type": "must be a JSON object",
-    "model_attributes_type": "must be a JSON object",
 }
 
 
@@ -73,8 +65,8 @@ def internal_error() -> JSONResponse:
     )
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of this application a problem document."""
+def install(app: FastAPI, routes: Sequence[BaseRoute] = ()) -> None:
+    """Make every error of this application a problem document. `routes` are asked what a path takes."""
 
     @app.exception_handler(ServiceError)
     async def _on_service_error(_request: Request, error: ServiceError) -> JSONResponse:
@@ -85,10 +77,14 @@ def install(app: FastAPI) -> None:
         return _of_validation_error(request, error)
 
     @app.exception_handler(HTTPException)
-    async def _on_http_error(_request: Request, error: HTTPException) -> JSONResponse:
+    async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse:
         title = HTTPStatus(error.status_code).phrase
         code, detail = _CODES.get(error.status_code, (title.lower().replace(" ", "_"), str(error.detail)))
-        return problem(error.status_code, code=code, title=title, detail=detail, headers=error.headers)
+        headers = dict(error.headers or {})
+        # Starlette names the methods of the first route at this path, and each method is a route here.
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (allowed := _methods(routes, request)):
+            headers["Allow"] = ", ".join(allowed)
+        return problem(error.status_code, code=code, title=title, detail=detail, headers=headers)
 
     @app.exception_handler(ClientDisconnect)
     async def _on_client_gone(_request: Request, _error: ClientDisconnect) -> JSONResponse:
@@ -109,6 +105,16 @@ def install(app: FastAPI) -> None:
         )
 
 
+def _methods(routes: Sequence[BaseRoute], request: Request) -> list[str]:
+    """What the request's path takes."""
+    found = [
+        route.methods or set()
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+    ]
+    return sorted(set().union(*found))
+
+
 def _of_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
     found = error.errors()
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -117,17 +123,9 @@ def _of_validation_error(request: Request, error: RequestValidationError) -> JSO
             "the body must be JSON: send it with the header 'Content-Type: application/json'", code="json_required"
         )
         return of_service_error(refusal)
-    if found and found[0]["type"] == "missing" and tuple(found[0]["loc"]) == ("body",):
-        found[0]["msg"] = "there is none; send a JSON object, and /docs lists its fields"
-    errors = [
-        {
-            "field": ".".join(str(part) for part in item["loc"])[:MAX_TEXT],
-            # pydantic prefixes what a validator said; the input itself is never echoed, it may be huge.
-            "message": _MESSAGES.get(item["type"], str(item["msg"]).removeprefix("Value error, "))[:MAX_TEXT],
-            "type": str(item["type"]),
-        }
-        for item in found[:MAX_FIELD_ERRORS]
-    ]
+    errors = field_errors.explain(found)
+    if errors and errors[0]["field"] == "body" and errors[0]["type"] == "missing":
+        errors[0]["message"] = "there is none; send a JSON object, and /docs lists its fields"
     first = errors[0] if errors else {"field": "request", "message": "is invalid"}
     return problem(
         422,

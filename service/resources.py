@@ -19,6 +19,8 @@ _NOUNS: dict[type, tuple[str, str, str]] = {
     DatasetRow: (ids.DATASET, "dataset", "data set"),
 }
 
+_KINDS = {"model": ids.MODEL, "data set": ids.DATASET, "job": ids.JOB}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
@@ -193,5 +195,7 @@ def _find(session: Session, row: type[Row], tenant: str, resource_id: str, *, lo
         # SQLite has no row locks and needs none: a writing transaction there is alone.
         resource = session.scalar(statement.with_for_update() if lock else statement)
     if resource is None:
-        raise NotFoundError(f"there is no {noun} with the id {resource_id[:60]!r}", code=f"{code}_not_found")
+        kind = next((name for name, prefix in _KINDS.items() if ids.is_id(prefix, resource_id)), noun)
+        what = f"with the id {resource_id[:60]!r}" + ("" if kind == noun else f", which is that of a {kind}")
+        raise NotFoundError(f"there is no {noun} {what}", code=f"{code}_not_found")
     return resource

@@ -6,7 +6,15 @@ import dataclasses
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from service.tables import FAILED, PREVIEW, SUCCEEDED, DatasetRow, JobFigureRow, JobRow, ModelRow, WorkerRow
 from worker.sanitizer.findings import Preview
@@ -39,6 +47,7 @@ ResourceState = Literal["awaiting_content", "ready"]
 JobKind = Literal["sanitize", "preview"]
 JobState = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
 Item = TypeVar("Item")
+_NUMBERS = ("num_classes", "in_channels", "height", "width", "resize")
 
 
 class Body(BaseModel):
@@ -69,6 +78,15 @@ class ModelCreate(Body):
     name: Name | None = None
     architecture: ArchitectureSpec
     input: InputSpec
+
+    @field_validator("architecture", "input", mode="before")
+    @classmethod
+    def _refuse_truth_as_number(cls, value: object, info: ValidationInfo) -> object:
+        # pydantic takes true for 1, and `"resize": true` beside `"grayscale": true` is an easy mistake.
+        wrong = [name for name in _NUMBERS if isinstance(value, dict) and isinstance(value.get(name), bool)]
+        if wrong:
+            raise ValueError(f"{info.field_name}.{min(wrong)} must be a number, not true or false")
+        return value
 
     @model_validator(mode="after")
     def _one_mean_per_channel(self) -> Self:

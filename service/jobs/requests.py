@@ -72,7 +72,7 @@ def submit(
         # Locked for the moment, so that a deletion waits and then sees this job, or is seen here.
         model = find_ready(session, ModelRow, tenant, model_id)
         clean = find_ready(session, DatasetRow, tenant, clean_dataset_id)
-        _check_kind(clean, "clean", "clean_dataset_id")
+        _check_kind(clean, "clean", "a preview" if kind == PREVIEW else "clean_dataset_id")
         if triggered_dataset_id is not None:
             triggered = find_ready(session, DatasetRow, tenant, triggered_dataset_id)
             _check_kind(triggered, "triggered", "triggered_dataset_id")
@@ -239,7 +239,7 @@ def _find(session: Session, tenant: str, job_id: str) -> JobRow:
 def _check_kind(dataset: DatasetRow, kind: str, field: str) -> None:
     if dataset.kind != kind:
         raise UnprocessableError(
-            f"{field} must name a {kind} data set, and {dataset.id} is a {dataset.kind} one", code="wrong_dataset_kind"
+            f"{field} needs a {kind} data set, and {dataset.id} is a {dataset.kind} one", code="wrong_dataset_kind"
         )
 
 

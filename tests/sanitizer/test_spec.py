@@ -39,6 +39,19 @@ def test_a_fit_that_cannot_be_done_is_refused(changes):
         InputSpec(**INPUT, **changes)
 
 
+def test_a_resize_is_refused_for_the_crop_only_where_there_is_one():
+    with pytest.raises(InvalidSpecError, match=r"resize must be 1 to 4096$"):
+        InputSpec(**INPUT, resize=0)
+    with pytest.raises(InvalidSpecError, match="resize must be 224 to 4096: the crop"):
+        InputSpec(**INPUT, resize=100, crop="center")
+
+
+@pytest.mark.parametrize(("criterion", "rule"), [([], "at least one"), (["l1", "l1"], "each criterion once")])
+def test_criteria_are_at_least_one_and_distinct(criterion, rule):
+    with pytest.raises(InvalidSpecError, match=rule):
+        parse_spec({"criterion": criterion})
+
+
 @pytest.mark.parametrize("drop", [-0.1, 1.1, float("nan")])
 def test_the_recall_budget_is_a_share_or_none(drop):
     assert parse_spec({"selection": {"max_recall_drop": 0.05}}).selection.max_recall_drop == 0.05

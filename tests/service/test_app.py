@@ -69,7 +69,27 @@ def test_starlettes_own_errors_are_problems_too(api, refused):
     refused(api.http.get("/v1/models/"), 404, "not_found")
     answer = api.http.delete("/v1/jobs")
     refused(answer, 405, "method_not_allowed")
-    assert set(answer.headers["allow"].split(", ")) <= {"GET", "HEAD", "POST"}
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/jobs", "GET, POST"),
+        ("/v1/models/x", "DELETE, GET"),
+        ("/v1/models/x/content", "PUT"),
+        ("/v1/jobs/x/checkpoint", "GET, HEAD"),
+        ("/readyz", "GET, HEAD"),
+    ],
+)
+def test_a_wrong_method_is_told_all_that_the_path_takes(api, refused, path, methods):
+    answer = api.http.patch(path)
+    refused(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == methods
+
+
+def test_monitors_may_ask_for_the_head_alone(api):
+    for path in ("/healthz", "/readyz"):
+        assert api.http.head(path).status_code == 200
 
 
 def test_a_bug_shows_no_traceback(broken, refused):

@@ -77,7 +77,8 @@ def test_a_preview_needs_a_clean_set_and_a_model(api, refused, safetensors):
     refused(post(f"/v1/datasets/{clean['id']}/preview", json={}), 422, "invalid_request")
     triggered = api.dataset(safetensors(b"t"), kind="triggered")
     path = f"/v1/datasets/{triggered['id']}/preview"
-    refused(post(path, json={"model_id": model["id"]}), 422, "wrong_dataset_kind")
+    document = refused(post(path, json={"model_id": model["id"]}), 422, "wrong_dataset_kind")
+    assert document["detail"].startswith("a preview needs a clean data set")
 
 
 def test_a_hint_is_sent_after_the_commit(api):

@@ -44,6 +44,8 @@ def test_a_model_is_declared_uploaded_read_and_deleted(any_api, safetensors, ref
         ({"input": INPUT | {"height": 0}}, "body.input"),
         ({"input": INPUT | {"mean": [0.5, 0.5]}}, "body.input"),
         ({"input": INPUT | {"resize": 8, "crop": "center"}}, "body.input"),
+        ({"input": INPUT | {"resize": True}}, "body.input"),
+        ({"architecture": ARCHITECTURE | {"num_classes": True}}, "body.architecture"),
         ({"input": INPUT | {"interpolation": "guess"}}, "body.input.interpolation"),
         ({"architecture": ARCHITECTURE | {"class_names": ["cat", "dog"]}}, "body.architecture"),
         ({"architecture": ARCHITECTURE | {"class_names": ["cat"] * 10}}, "body.architecture"),
@@ -138,7 +140,14 @@ def test_a_page_has_bounds(api, refused, params):
 
 @pytest.mark.parametrize("cursor", ["x", "!!", "ZHN0XzAw", "\u00fc"])
 def test_a_foreign_cursor_is_refused(api, refused, cursor):
-    refused(api.http.get("/v1/models", params={"cursor": cursor}), 422, "invalid_cursor")
+    document = refused(api.http.get("/v1/models", params={"cursor": cursor}), 422, "invalid_cursor")
+    assert "leave it out" in document["detail"]
+
+
+def test_an_id_of_another_kind_is_recognised(api, refused):
+    dataset = api.dataset()["id"]
+    document = refused(api.http.get(f"/v1/models/{dataset}"), 404, "model_not_found")
+    assert document["detail"].endswith("which is that of a data set")
 
 
 @pytest.mark.parametrize("name", ["mdl_0", "job_00000000000000000000000000", "%00", "mdl_" + "0" * 26])

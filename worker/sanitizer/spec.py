@@ -139,10 +139,8 @@ class InputSpec:
         _require(isinstance(self.grayscale, bool), "input.grayscale must be true or false")
         if isinstance(self.resize, int):
             smallest = max(self.height, self.width) if self.crop else 1
-            _require(
-                smallest <= self.resize <= MAX_SIDE,
-                f"input.resize must be {smallest} to {MAX_SIDE}: the shorter side that the crop is cut from",
-            )
+            why = ": the crop, of height x width, is cut from what it leaves" if self.crop else ""
+            _require(smallest <= self.resize <= MAX_SIDE, f"input.resize must be {smallest} to {MAX_SIDE}{why}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +265,8 @@ class SanitizeSpec:
             all(one in get_args(Criterion) for one in self.criteria),
             f"criterion must be one of {', '.join(get_args(Criterion))}, or a list of them",
         )
-        _require(0 < len(set(self.criteria)) == len(self.criteria), "criterion must name each criterion once")
+        _require(len(self.criteria) > 0, "criterion must name at least one criterion; leave it out for linf")
+        _require(len(set(self.criteria)) == len(self.criteria), "criterion must name each criterion once")
         _require(
             isinstance(self.compare, list) and all(one in get_args(Recipe) for one in self.compare),
             f"compare must be a list of recipes: {', '.join(get_args(Recipe))}",
