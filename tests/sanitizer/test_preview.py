@@ -86,6 +86,14 @@ def test_a_normalisation_that_does_not_fit_is_named_with_one_that_fits_better(lo
     assert best is None or tried[best] > 0.7
 
 
+@pytest.mark.parametrize(("mean", "std"), [((1e300,), (1.0,)), ((0.5,), (1e-300,))])
+def test_a_normalisation_beyond_all_numbers_is_a_finding(look, mean, std):
+    found = look(mean=mean, std=std)
+    assert {("warning", "non_finite_outputs"), ("refusal", "clean_accuracy_near_chance")} <= codes(found)
+    assert {one.confidence for one in found.disagreements} == {0.0}
+    json.loads(to_json(found))
+
+
 def test_an_alternative_is_what_declaring_it_would_have_been(look):
     tried = {one.name: one for one in look(mean=(3.0,), std=(0.1,)).normalisations}
     for name in ("none", "half", "mnist"):

@@ -44,11 +44,15 @@ _USUAL: dict[int, dict[str, Statistics]] = {
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What the network says about each image, and its accuracy under each normalisation, the declared one first."""
+    """What the network says about each image, and its accuracy under each normalisation, the declared one first.
+
+    An answer that is no finite number has the confidence 0.
+    """
 
     predicted_N: Tensor
     confidence_N: Tensor
     labels_N: Tensor
+    num_not_finite: int
     normalisations: list[Normalisation]
 
     @property
@@ -67,10 +71,12 @@ def judge(
             confidence_N, predicted_N = network(batch_NCHW.to(network.device)).softmax(dim=1).max(dim=1)
         parts.append((predicted_N.cpu(), confidence_N.cpu()))
         progress("predict", sum(len(part[0]) for part in parts), len(pixels_NCHW))
+    confidence_N = torch.cat([part[1] for part in parts])
     return Agreement(
         torch.cat([part[0] for part in parts]),
-        torch.cat([part[1] for part in parts]),
+        confidence_N.nan_to_num(0.0),
         labels_N,
+        int(torch.count_nonzero(~confidence_N.isfinite())),
         _try_normalisations(network, pixels_NCHW, labels_N, input_spec, progress),
     )
 
@@ -82,6 +88,12 @@ def findings(agreement: Agreement, num_classes: int) -> list[Finding]:
         cases.refuse_near_chance(1 - agreement.num_wrong / len(agreement.labels_N), agreement.labels_N)
     except SanitizerError as error:
         found.append(Finding(severity="refusal", code=error.code, message=error.message))
+    if agreement.num_not_finite:
+        message = (
+            f"the model's answers to {agreement.num_not_finite} of {len(agreement.labels_N)} images are not finite "
+            "numbers; correct input.mean and input.std, or look for weights so large that they overflow"
+        )
+        found.append(Finding(severity="warning", code="non_finite_outputs", message=message))
     # Where the order explains the answers, whatever another normalisation gains is an accident.
     order = _about_order(agreement.predicted_N, agreement.labels_N, num_classes)
     return found + (order or _about_normalisation(agreement.normalisations))
