@@ -27,13 +27,13 @@ NEUTRALISED = "neutralised"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A file that must be refused.
+    """A file that must be refused, or read without its hostile part.
 
     Attributes:
         name: Unique among all cases.
         format: What it pretends to be; decides which parser gets it.
         build: Makes its bytes. If it carries code, that code would create the file whose path is given.
-        codes: The refusals that it may end in.
+        codes: The refusals that it may end in, or NEUTRALISED.
         carries_code: Whether there is a pickle in it that would create that file.
     """
 

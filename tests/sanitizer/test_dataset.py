@@ -348,6 +348,8 @@ def test_too_few_names_the_classes():
 def test_a_number_of_classes_above_the_labels_is_the_likelier_mistake():
     with pytest.raises(DatasetRefusedError, match=r"labels 0 to 1.*if it has 2, correct architecture.num_classes"):
         check(labelled(), **{**EXPECTED, "num_classes": 4})
+    with pytest.raises(DatasetRefusedError, match=r"images of class 2$"):
+        check(labelled(), **{**EXPECTED, "num_classes": 3})
     with pytest.raises(DatasetRefusedError, match="class 0 has 0"):
         check(labelled(labels=LABELS + 1), **{**EXPECTED, "num_classes": 4})
 

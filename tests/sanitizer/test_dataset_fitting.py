@@ -81,6 +81,7 @@ def test_an_absurdly_long_image_is_not_blown_up():
     with pytest.raises(DatasetRefusedError) as caught:
         fit_size(torch.zeros(1, 3, 1, 4000, dtype=torch.uint8), rule(resize=256))
     assert caught.value.code == "image_too_large"
+    assert "lower input.resize" in caught.value.message
 
 
 def test_a_flood_of_small_images_is_not_blown_up():

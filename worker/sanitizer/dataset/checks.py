@@ -112,10 +112,10 @@ def _check_counts(labels_N: Tensor, num_classes: int, names: tuple[str, ...] | N
     used = int(labels_N.max()) + 1
     if few and few[0] >= used:
         # Every label that occurs has its images: the likelier mistake is the declaration.
+        missing = f"class {used}" if used + 1 == num_classes else f"each of the classes {used} to {num_classes - 1}"
         raise TooFewPerClassError(
             f"the clean set has the labels 0 to {used - 1}, and the model is declared with {num_classes} classes: if "
-            f"it has {used}, correct architecture.num_classes; else add at least {MIN_PER_CLASS} images of each of the "
-            f"classes {used} to {num_classes - 1}",
+            f"it has {used}, correct architecture.num_classes; else add at least {MIN_PER_CLASS} images of {missing}",
             classes=tuple(few),
         )
     if few:

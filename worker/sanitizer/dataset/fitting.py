@@ -38,7 +38,7 @@ def fit_size(images_NCHW: Tensor, rule: InputSpec) -> Tensor:
         if max(target) > MAX_SIDE or target[0] * target[1] > MAX_PIXELS:
             raise ImageTooLargeError(
                 f"an image of {width}x{height} pixels would be {target[1]}x{target[0]} with a shorter side of "
-                f"{rule.resize}; leave out images that are so long"
+                f"{rule.resize}; lower input.resize, or leave out images that are so long"
             )
         images_NCHW = _resize(images_NCHW, *target, rule.interpolation)
     if rule.crop == "center":
