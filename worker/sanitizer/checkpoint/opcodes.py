@@ -13,10 +13,19 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
+from worker.sanitizer.checkpoint.pickle_names import (
+    CALLABLE,
+    ENCODE,
+    FILLABLE,
+    REBUILD_PARAMETER,
+    REBUILD_TENSOR,
+    STORAGE_ITEM_BYTES,
+    Global,
+    allowed,
+)
 from worker.sanitizer.refusals import (
     CheckpointTooComplexError,
     CorruptCheckpointError,
-    PickledModuleError,
     TensorExceedsStorageError,
     UnsupportedPickleError,
     UnsupportedTensorError,
@@ -27,55 +36,6 @@ MAX_PICKLE_BYTES = 32 * 2**20
 MAX_INSTRUCTIONS = 2_000_000
 # Views of shared storages may add up to this many times the bytes that are there: a real file reaches 2 or 3.
 MAX_VIEW_RATIO = 4
-
-STORAGE_ITEM_BYTES = {
-    "DoubleStorage": 8,
-    "FloatStorage": 4,
-    "HalfStorage": 2,
-    "BFloat16Storage": 2,
-    "LongStorage": 8,
-    "IntStorage": 4,
-    "ShortStorage": 2,
-    "CharStorage": 1,
-    "ByteStorage": 1,
-    "BoolStorage": 1,
-}
-_REBUILD_TENSOR = "torch._utils _rebuild_tensor_v2"
-_REBUILD_PARAMETER = "torch._utils _rebuild_parameter"
-_ORDERED_DICT = "collections OrderedDict"
-_ENCODE = "_codecs encode"
-_DTYPES = tuple(
-    f"torch {name}"
-    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
-)
-# What these calls return, where it can be filled later; any other call returns a plain value.
-_FILLABLE = {
-    _ORDERED_DICT: "ordered",
-    "collections Counter": "counter",
-    "numpy dtype": "dtype",
-    "numpy.core.multiarray _reconstruct": "array",
-    "numpy._core.multiarray _reconstruct": "array",
-}
-_CALLABLE = (
-    *_FILLABLE,
-    "numpy.core.multiarray scalar",
-    "numpy._core.multiarray scalar",
-    _REBUILD_TENSOR,
-    _REBUILD_PARAMETER,
-    _ENCODE,
-    "torch Size",
-    "torch device",
-)
-_ALLOWED = frozenset(("numpy ndarray", *_CALLABLE, *_DTYPES, *(f"torch {name}" for name in STORAGE_ITEM_BYTES)))
-_OTHER_TENSORS = (
-    "torch._utils _rebuild_",
-    "torch._tensor _rebuild_from_type",
-    "torch.sparse",
-    "torch.serialization _get_layout",
-    "torch.storage ",
-    "torch.nested",
-    "torch.distributed",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +52,6 @@ class _Inert:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-
-
-@dataclass(frozen=True, slots=True)
-class _Global:
-    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +96,7 @@ class _Machine:
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self.memo[_integer(argument)])
         elif name == "GLOBAL":
-            stack.append(_allowed_global(str(argument)))
+            stack.append(allowed(str(argument)))
         elif name == "MARK":
             stack.append(_MARK)
         elif name == "TUPLE":
@@ -204,7 +159,7 @@ class _Machine:
         tag, kind, key, location, num_items = saved_id
         if (
             tag != "storage"
-            or not isinstance(kind, _Global)
+            or not isinstance(kind, Global)
             or not isinstance(key, str)
             or not isinstance(location, str)
             or not _is_count(num_items)
@@ -219,23 +174,23 @@ class _Machine:
         return _Storage(key=key, num_items=num_items, item_bytes=item_bytes)
 
     def call(self, function: object, arguments: object) -> object:
-        if not isinstance(function, _Global) or function.name not in _CALLABLE or not isinstance(arguments, tuple):
+        if not isinstance(function, Global) or function.name not in CALLABLE or not isinstance(arguments, tuple):
             raise UnsupportedPickleError(
                 "the checkpoint's pickle calls an unusual function; save torch.save(model.state_dict(), path)"
             )
-        if function.name == _REBUILD_TENSOR:
+        if function.name == REBUILD_TENSOR:
             self.tensor(arguments)
             return _TensorValue()
-        if function.name == _REBUILD_PARAMETER:
+        if function.name == REBUILD_PARAMETER:
             if len(arguments) != 3 or not isinstance(arguments[0], _TensorValue) or type(arguments[1]) is not bool:
                 raise CorruptCheckpointError("a parameter of the checkpoint is malformed; save it again")
             return _TensorValue()
-        if function.name == _ENCODE:
+        if function.name == ENCODE:
             # Any other codec could expand its input.
             if len(arguments) != 2 or not isinstance(arguments[0], str) or arguments[1] != "latin1":
                 raise UnsupportedPickleError("a byte string of the checkpoint has an unusual codec; save it again")
             return _Inert("bytes")
-        return _Inert(_FILLABLE.get(function.name, "value"))
+        return _Inert(FILLABLE.get(function.name, "value"))
 
     def tensor(self, arguments: tuple[object, ...]) -> None:
         if len(arguments) not in (6, 7):
@@ -289,21 +244,6 @@ def summarize(pickle: bytes) -> Summary:
             "overlapping tensors declare far more data than the file holds; clone them before saving the state dict"
         )
     return Summary(storage_bytes=storage_bytes)
-
-
-def _allowed_global(name: str) -> _Global:
-    if name in _ALLOWED:
-        return _Global(name)
-    dotted = name.replace(" ", ".")[:100]
-    if name.startswith(_OTHER_TENSORS) or name.startswith("torch "):
-        raise UnsupportedTensorError(
-            f"the checkpoint holds {dotted}; only dense, strided CPU tensors are accepted "
-            "(no sparse, quantized, nested or meta tensors, no float8): convert them before saving the state dict"
-        )
-    raise PickledModuleError(
-        f"the checkpoint is a pickle that names the Python object {dotted}, and loading it could run code; "
-        "save the weights alone with torch.save(model.state_dict(), path), or as safetensors (docs/pickled-model.md)"
-    )
 
 
 def _integer(value: object) -> int:
