@@ -8,10 +8,9 @@ so arithmetic on shapes, of whatever kind, is done on plain numbers and needs no
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +18,7 @@ from torch._ops import OpOverload
 
 from worker.sanitizer.programs.onnx_names import StateNames
 from worker.sanitizer.programs.onnx_tensors import FileTensor
+from worker.sanitizer.programs.onnx_values import AS_IN_FILE, Dim, Extent, Layout, Origin, Value, fill, held, values_in
 from worker.sanitizer.refusals import OnnxOperatorError, OnnxTooComplexError
 
 # Two primes, so that a multiple of the batch size is told from a constant and from another multiple.
@@ -29,55 +29,6 @@ MAX_KNOWN_VALUES = 2**25
 
 aten = torch.ops.aten
 _CALL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, AssertionError, OverflowError)
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """What an ONNX name stands for.
-
-    Attributes:
-        samples: One tensor per batch size followed: real where known, meta where the graph computes it.
-        node: The node that computes it; None where it is known.
-        weight: Name in the file where the value is a floating-point tensor of the file.
-        transposed: Whether it is that tensor transposed.
-    """
-
-    samples: tuple[Tensor, ...]
-    node: fx.Node | None = None
-    weight: str | None = None
-    transposed: bool = False
-
-    @property
-    def rank(self) -> int:
-        """Number of dimensions, the same for every batch size."""
-        return self.samples[0].dim()
-
-    @property
-    def is_known(self) -> bool:
-        """Whether it is a number or tensor that depends on no image."""
-        return self.node is None
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """A number that depends on the batch size: what it is for each one followed."""
-
-    values: tuple[int, ...]
-
-
-Dim = int | Extent
-
-
-Layout = Literal["as in the file", "transposed", "flat"]
-AS_IN_FILE: Layout = "as in the file"
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a tensor of the network comes from: its name in the file, and how it is held."""
-
-    name: str
-    layout: Layout = AS_IN_FILE
 
 
 class Builder:
@@ -188,10 +139,10 @@ class Builder:
     def call(self, target: OpOverload, *args: Any, **options: Any) -> Value:  # noqa: ANN401 - what the operator takes
         """Apply an operator: at once where every argument is known, else as a node of the graph."""
         apply = partial(target, **options)
-        if not any(self._is_computed(value) for value in _values(args)):
+        if not any(self._is_computed(value) for value in values_in(args)):
             return self._fold(apply, args)
         samples = tuple(
-            self._attempt(apply, [_fill(arg, index, meta=True) for arg in args]) for index in range(len(self.batches))
+            self._attempt(apply, [fill(arg, index, meta=True) for arg in args]) for index in range(len(self.batches))
         )
         for sample, batch in zip(samples, self.batches, strict=True):
             if sample.numel() > MAX_VALUES_PER_IMAGE * batch:
@@ -245,12 +196,12 @@ class Builder:
         results = []
         for index in range(len(self.batches)):
             # An operator that makes its result from numbers alone has to be told that nothing is to be allocated yet.
-            measured = target if any(True for _ in _values(args)) else partial(target, device="meta")
-            count = self._attempt(measured, [_fill(arg, index, meta=True) for arg in args]).numel()
+            measured = target if any(True for _ in values_in(args)) else partial(target, device="meta")
+            count = self._attempt(measured, [fill(arg, index, meta=True) for arg in args]).numel()
             self._known_values += count
             if self._known_values > MAX_KNOWN_VALUES:
                 raise OnnxTooComplexError(f"{self.where} makes too large a constant; simplify the graph")
-            results.append(self._attempt(target, [_fill(arg, index, meta=False) for arg in args]))
+            results.append(self._attempt(target, [fill(arg, index, meta=False) for arg in args]))
         return Value(tuple(results))
 
     def _attempt(self, target: Callable[..., Any], args: list[Any]) -> Tensor:
@@ -335,32 +286,6 @@ class Builder:
         if layout == "transposed":
             return self.graph.call_function(aten.permute.default, (node, [1, 0]))
         return self.graph.call_function(aten.reshape.default, (node, [-1])) if layout == "flat" else node
-
-
-def held(tensor: Tensor, layout: Layout) -> Tensor:
-    """A tensor of the file as the network holds it."""
-    if layout == "transposed":
-        return tensor.t()
-    return tensor.reshape(-1) if layout == "flat" else tensor
-
-
-def _values(args: Iterable[Any]) -> Iterable[Value]:
-    for arg in args:
-        if isinstance(arg, Value):
-            yield arg
-        elif isinstance(arg, list | tuple):
-            yield from _values(arg)
-
-
-def _fill(arg: Any, index: int, *, meta: bool) -> Any:  # noqa: ANN401 - as `Builder.call`
-    if isinstance(arg, Value):
-        sample = arg.samples[index]
-        return sample.to("meta") if meta else sample
-    if isinstance(arg, Extent):
-        return arg.values[index]
-    if isinstance(arg, list | tuple):
-        return [_fill(item, index, meta=meta) for item in arg]
-    return arg
 
 
 def _register(root: nn.Module, name: str, tensor: Tensor, *, trained: bool) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.sanitizer.programs.onnx_builder import Builder, Value
+from worker.sanitizer.programs.onnx_builder import Builder
 from worker.sanitizer.programs.onnx_file import OnnxNode
+from worker.sanitizer.programs.onnx_values import Value
 
 
 @dataclass(frozen=True, slots=True)

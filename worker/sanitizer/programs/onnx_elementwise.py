@@ -8,9 +8,10 @@ import torch
 from torch._ops import OpOverload
 
 from worker.sanitizer.programs import onnx_layers
-from worker.sanitizer.programs.onnx_builder import Value, aten
+from worker.sanitizer.programs.onnx_builder import aten
 from worker.sanitizer.programs.onnx_call import Call, Handler, dtype_of, is_float
 from worker.sanitizer.programs.onnx_tensors import DTYPES
+from worker.sanitizer.programs.onnx_values import Value
 
 _SIXTH = 1 / 6
 _CLOSE = 1e-6

@@ -10,10 +10,18 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from worker.sanitizer.programs import onnx_elementwise, onnx_fusions, onnx_layers, onnx_pools, onnx_shapes
-from worker.sanitizer.programs.onnx_builder import FREE_BATCHES, Builder, Origin, Value, aten
+from worker.sanitizer.programs import (
+    onnx_constants,
+    onnx_elementwise,
+    onnx_fusions,
+    onnx_layers,
+    onnx_pools,
+    onnx_shapes,
+)
+from worker.sanitizer.programs.onnx_builder import FREE_BATCHES, Builder, aten
 from worker.sanitizer.programs.onnx_call import Call, Handler
 from worker.sanitizer.programs.onnx_file import OnnxFile, OnnxNode
+from worker.sanitizer.programs.onnx_values import Origin, Value
 from worker.sanitizer.programs.program import Program
 from worker.sanitizer.refusals import CheckpointRefusedError, CorruptOnnxError, OnnxInterfaceError, OnnxOperatorError
 
@@ -26,6 +34,7 @@ _OPERATORS: dict[str, Handler] = {
     **onnx_layers.operators(),
     **onnx_pools.operators(),
     **onnx_shapes.operators(),
+    **onnx_constants.operators(),
 }
 # The order of the classes does not change under these, and what lies before them are logits.
 _MONOTONE = ("Softmax", "LogSoftmax")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from worker.sanitizer.programs.onnx_builder import Dim, Value, aten
+from worker.sanitizer.programs.onnx_builder import aten
 from worker.sanitizer.programs.onnx_call import Call, Handler
+from worker.sanitizer.programs.onnx_values import Dim, Value
 from worker.sanitizer.programs.onnx_windows import Window, window
 from worker.sanitizer.refusals import OnnxTrainingError
 

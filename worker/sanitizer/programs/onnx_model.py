@@ -10,8 +10,8 @@ from typing import BinaryIO
 from torch import Tensor
 
 from worker.sanitizer.programs import onnx_file, onnx_import
-from worker.sanitizer.programs.onnx_builder import Origin, held
 from worker.sanitizer.programs.onnx_file import OnnxFile
+from worker.sanitizer.programs.onnx_values import Origin, held
 from worker.sanitizer.programs.program import Program
 from worker.sanitizer.refusals import NoStateDictError
 

@@ -7,8 +7,9 @@ import math
 import torch
 from torch._ops import OpOverload
 
-from worker.sanitizer.programs.onnx_builder import Value, aten
+from worker.sanitizer.programs.onnx_builder import aten
 from worker.sanitizer.programs.onnx_call import Call, Handler
+from worker.sanitizer.programs.onnx_values import Value
 from worker.sanitizer.programs.onnx_windows import Window, window
 
 _MAX_POOLS = {3: aten.max_pool1d.default, 4: aten.max_pool2d.default, 5: aten.max_pool3d.default}

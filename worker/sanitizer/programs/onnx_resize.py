@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from worker.sanitizer.programs.onnx_builder import Value, aten
+from worker.sanitizer.programs.onnx_builder import aten
 from worker.sanitizer.programs.onnx_call import Call
+from worker.sanitizer.programs.onnx_values import Value
 
 _ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 

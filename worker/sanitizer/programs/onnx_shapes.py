@@ -1,4 +1,4 @@
-"""ONNX operators that move values around, and those that make constants."""
+"""ONNX operators that move values around."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from worker.sanitizer.programs.onnx_builder import Dim, Extent, Value, aten
-from worker.sanitizer.programs.onnx_call import Call, Handler, dtype_of
+from worker.sanitizer.programs.onnx_builder import aten
+from worker.sanitizer.programs.onnx_call import Call, Handler
 from worker.sanitizer.programs.onnx_resize import resize
+from worker.sanitizer.programs.onnx_values import Dim, Extent, Value
 
 _PAD_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
@@ -18,21 +19,14 @@ def operators() -> dict[str, Handler]:
     """The operators of this module by name."""
     return {
         "Concat": _concat,
-        "Constant": _constant,
-        "ConstantOfShape": _constant_of_shape,
         "DepthToSpace": _depth_to_space,
         "Expand": _expand,
         "Flatten": _flatten,
         "Gather": _gather,
         "Pad": _pad,
-        "Range": _range,
         "Reshape": _reshape,
         "Resize": resize,
         "ScatterND": _scatter,
-        "Shape": _shape,
-        "Size": lambda call: call.builder.known(
-            *(torch.tensor(sample.numel()) for sample in call.input(0).samples)
-        ),
         "Slice": _slice,
         "SpaceToDepth": _space_to_depth,
         "Split": _split,
@@ -67,37 +61,6 @@ def _scatter(call: Call) -> Value:
     builder, value, places = call.builder, call.input(0), call.input(1)
     columns = [builder.call(aten.select.int, places, -1, column) for column in range(builder.extent(places, -1))]
     return builder.call(aten.index_put.default, value, columns, call.input(2))
-
-
-def _constant(call: Call) -> Value:
-    for name, dtype in (("value_float", torch.float32), ("value_floats", torch.float32)):
-        if name in call.node.attributes:
-            return call.builder.known(torch.tensor(call.node.attributes[name], dtype=dtype))
-    for name in ("value_int", "value_ints"):
-        if name in call.node.attributes:
-            return call.builder.known(torch.tensor(call.node.attributes[name], dtype=torch.int64))
-    raise call.builder.refusal("is neither numbers nor a tensor")
-
-
-def _constant_of_shape(call: Call) -> Value:
-    value = call.tensor("value")
-    value = torch.zeros(1) if value is None else value
-    if value.numel() != 1:
-        raise call.builder.refusal("has not one value")
-    dtype = torch.float32 if value.is_floating_point() else value.dtype
-    return call.builder.call(aten.full.default, call.builder.dims(call.input(0)), value.item(), dtype=dtype)
-
-
-def _range(call: Call) -> Value:
-    start, limit, delta = (call.builder.dims(call.input(index))[0] for index in range(3))
-    return call.builder.call(aten.arange.start_step, start, limit, delta, dtype=dtype_of(call.input(0)))
-
-
-def _shape(call: Call) -> Value:
-    start, end = call.whole("start", 0), call.whole("end", call.input(0).rank)
-    return call.builder.known(
-        *(torch.tensor(list(s.shape)[start:end], dtype=torch.int64) for s in call.input(0).samples)
-    )
 
 
 def _reshape(call: Call) -> Value:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from worker.sanitizer.programs.onnx_builder import Value
 from worker.sanitizer.programs.onnx_call import Call
+from worker.sanitizer.programs.onnx_values import Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
-"""The members of a `.pt2` archive: which ones there are, the raw tensors that they hold, and the archive written again.
+"""The members of a `.pt2` archive: which ones there are, and the archive written again.
 
-Layout: torch/export/pt2_archive of torch 2.10 to 2.13. Weights and constants are raw bytes beside a JSON that says what
-they are; every other way of keeping a tensor is a pickle, and refused.
+Layout: torch/export/pt2_archive of torch 2.10 to 2.13.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import mmap
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -19,42 +18,21 @@ from torch import Tensor
 
 from worker.sanitizer import archives
 from worker.sanitizer.archives import Member
-from worker.sanitizer.programs import pt2_document as documents
-from worker.sanitizer.programs.pt2_document import Document
+from worker.sanitizer.programs import pt2_tensors
+from worker.sanitizer.programs.pt2_tensors import Payload
 from worker.sanitizer.refusals import (
     CompiledPackageError,
     CorruptProgramError,
     CustomObjectError,
     DeflatedMemberError,
     OldExportLayoutError,
-    PickledWeightsError,
-    ProgramTooLargeError,
     SeveralProgramsError,
-    TensorExceedsStorageError,
     TiedTensorsDisagreeError,
     UnknownMemberError,
     UnsupportedByteOrderError,
-    UnsupportedDtypeError,
-    UnsupportedTensorError,
 )
-from worker.sanitizer.safetensors_file import refuse_absurd
 
-MAX_TENSORS = 20_000
-MAX_MEMBERS = 2 * MAX_TENSORS + 32
-# torch.export's numbers of dtypes (ScalarType in its schema).
-DTYPES = {
-    1: torch.uint8,
-    2: torch.int8,
-    3: torch.int16,
-    4: torch.int32,
-    5: torch.int64,
-    6: torch.float16,
-    7: torch.float32,
-    8: torch.float64,
-    12: torch.bool,
-    13: torch.bfloat16,
-}
-STRIDED = 7
+MAX_MEMBERS = 2 * pt2_tensors.MAX_TENSORS + 32
 
 _MODEL = re.compile(r"models/([A-Za-z0-9_-]{1,100})\.json")
 _SMALL = re.compile(r"archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)"
@@ -65,16 +43,6 @@ _COMPILED = ("data/aotinductor/", "data/executorch/", "data/mtia", "xl_model_wei
 _ALIGNMENT = 64
 # An extra field that readers skip; torch writes the same one to align its records.
 _PADDING_ID = b"FB"
-
-
-@dataclass(frozen=True, slots=True)
-class Payload:
-    """One named tensor of the archive and the member that holds its bytes."""
-
-    name: str
-    member: str
-    is_parameter: bool
-    tensor: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +102,11 @@ def write(file: BinaryIO, source: Pt2File, changed: Mapping[str, Tensor], sample
             else:
                 data = patched.get(name) or source.bytes_of(name)
             _append(archive, file, f"{source.root}/{name}", data)
+
+
+def _payloads(bare: Pt2File, folder: str, prefix: str) -> dict[str, Payload]:
+    what = f"data/{folder}/{bare.model}_{folder}_config.json"
+    return pt2_tensors.read(bare.bytes_of(what), what, bare.members, bare.view, folder=folder, prefix=prefix)
 
 
 def _append(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: bytes | bytearray) -> None:
@@ -226,88 +199,3 @@ def _refuse_other_layouts(full_names: list[str], names: list[str]) -> None:
         )
     if any(name.startswith(("data/constants/custom_obj_", "data/constants/opaque_obj_")) for name in names):
         raise CustomObjectError("the program holds custom objects, which are pickles; export a model of tensors alone")
-
-
-def _payloads(source: Pt2File, folder: str, prefix: str) -> dict[str, Payload]:
-    what = f"data/{folder}/{source.model}_{folder}_config.json"
-    config = documents.fields(documents.parse(source.bytes_of(what), what).get("config"), what)
-    if len(config) > MAX_TENSORS:
-        raise ProgramTooLargeError(f"the program has {len(config)} tensors; at most {MAX_TENSORS} are read")
-    seen: dict[tuple[object, ...], Tensor] = {}
-    payloads = {}
-    for name, value in config.items():
-        payload = documents.fields(value, what)
-        path_name = documents.text(payload.get("path_name"), what)
-        if payload.get("use_pickle") is not False or not isinstance(payload.get("is_param"), bool):
-            raise PickledWeightsError(
-                f"{name[:80]!r} is kept as a pickle, as tensor subclasses are; export a model of plain tensors"
-            )
-        member = f"data/{folder}/{path_name}"
-        if not re.fullmatch(re.escape(prefix) + "[0-9]{1,9}", path_name) or member not in source.members:
-            raise CorruptProgramError(f"the bytes of {name[:80]!r} are missing; export the program again")
-        layout = _layout(name, documents.fields(payload.get("tensor_meta"), what))
-        key = (member, *layout)
-        if key not in seen:
-            seen[key] = _view(source, source.members[member], name, *layout)
-        payloads[name] = Payload(name, member, payload["is_param"], seen[key])
-    return payloads
-
-
-_Layout = tuple[torch.dtype, tuple[int, ...], tuple[int, ...], int]
-
-
-def _layout(name: str, meta: Document) -> _Layout:
-    number = documents.whole(meta.get("dtype"), "a tensor's dtype")
-    if number not in DTYPES:
-        raise UnsupportedDtypeError(f"{name[:80]!r} has dtype number {number}; use floating-point weights")
-    if meta.get("layout") != STRIDED:
-        raise UnsupportedTensorError(f"{name[:80]!r} is not a dense tensor; export a model of plain tensors")
-    sizes, strides = (
-        tuple(
-            documents.whole(value, "a tensor's shape") for value in documents.items(meta.get(key), "a tensor's shape")
-        )
-        for key in ("sizes", "strides")
-    )
-    return DTYPES[number], sizes, strides, documents.whole(meta.get("storage_offset"), "a tensor's offset")
-
-
-def _view(
-    source: Pt2File,
-    member: Member,
-    name: str,
-    dtype: torch.dtype,
-    sizes: tuple[int, ...],
-    strides: tuple[int, ...],
-    offset: int,
-) -> Tensor:
-    if len(sizes) != len(strides) or min((*sizes, *strides, offset), default=0) < 0:
-        raise CorruptProgramError(f"the shape of {name[:80]!r} is malformed; export the program again")
-    refuse_absurd(name, sizes)
-    if 0 in sizes:
-        return torch.empty(sizes, dtype=dtype)
-    _refuse_overlap(name, sizes, strides)
-    num_items = member.stored_bytes // dtype.itemsize
-    last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-    if member.stored_bytes % dtype.itemsize or last >= num_items:
-        raise TensorExceedsStorageError(f"{name[:80]!r} is larger than its bytes; export the program again")
-    start, stop = member.data_start, member.data_start + member.stored_bytes
-    if start % dtype.itemsize:
-        flat = torch.frombuffer(bytearray(source.view[start:stop]), dtype=dtype)
-    else:
-        flat = torch.frombuffer(source.view, dtype=dtype, count=num_items, offset=start)
-    return flat.as_strided(sizes, strides, offset)
-
-
-def _refuse_overlap(name: str, sizes: tuple[int, ...], strides: tuple[int, ...]) -> None:
-    """Refuse a tensor two of whose elements could be one in memory (a stride of 0 makes terabytes of one number)."""
-    extent = 1
-    for stride, size in sorted(_dimensions(sizes, strides)):
-        if stride < extent:
-            raise UnsupportedTensorError(
-                f"elements of {name[:80]!r} share memory; store the weight with .contiguous() and export again"
-            )
-        extent = stride * (size - 1) + extent
-
-
-def _dimensions(sizes: tuple[int, ...], strides: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    return ((stride, size) for size, stride in zip(sizes, strides, strict=True) if size > 1)
