@@ -50,8 +50,8 @@ class BodyTooLargeError(ServiceError):
 
     status, code, title = 413, "body_too_large", "Body too large"
 
-    def __init__(self, *, max_bytes: int, detail: str | None = None) -> None:
-        super().__init__(detail or f"the body is longer than the limit of {max_bytes} bytes")
+    def __init__(self, advice: str, *, max_bytes: int) -> None:
+        super().__init__(f"the body is longer than the limit of {max_bytes} bytes: {advice}")
         self.max_bytes = max_bytes
 
     def extra(self) -> dict[str, Any]:
@@ -71,7 +71,10 @@ class RangeNotSatisfiableError(ServiceError):
     status, code, title = 416, "range_not_satisfiable", "Range not satisfiable"
 
     def __init__(self, *, size: int) -> None:
-        super().__init__(f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
+        super().__init__(
+            f"the file has {size} bytes, and the range has none of them: ask for one that begins within the file",
+            headers={"Content-Range": f"bytes */{size}"},
+        )
 
 
 class UnprocessableError(ServiceError):

@@ -17,6 +17,7 @@ from service.tables import LOCAL_TENANT
 
 # JSON bodies only; content has limits of its own.
 MAX_JSON_BYTES = 1024 * 1024
+_ADVICE = "send a shorter JSON body, and files to links.content"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _CONTENT_PATH = re.compile(r"/v1/(models|datasets)/[^/]+/content")
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
@@ -158,7 +159,7 @@ async def _read_limited(headers: Headers, receive: Receive) -> bytes | None:
     if not declared.isascii() or not declared.isdigit():
         raise BadRequestError("Content-Length must be a number", code="invalid_content_length")
     if int(declared) > MAX_JSON_BYTES:
-        raise BodyTooLargeError(max_bytes=MAX_JSON_BYTES)
+        raise BodyTooLargeError(_ADVICE, max_bytes=MAX_JSON_BYTES)
     body = bytearray()
     while True:
         message = await receive()
@@ -166,6 +167,6 @@ async def _read_limited(headers: Headers, receive: Receive) -> bytes | None:
             return None
         body += message.get("body", b"")
         if len(body) > MAX_JSON_BYTES:
-            raise BodyTooLargeError(max_bytes=MAX_JSON_BYTES)
+            raise BodyTooLargeError(_ADVICE, max_bytes=MAX_JSON_BYTES)
         if not message.get("more_body", False):
             return bytes(body)

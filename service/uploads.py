@@ -38,6 +38,7 @@ IDLE_SECONDS = 60.0
 STALE_STAGING_SECONDS = 12 * 3600.0
 
 _DIGEST = re.compile(r"(?:^|[,\s])sha-256=:([^:]*):", re.IGNORECASE)
+_TOO_LARGE = "send a smaller file, or ask the operator to raise LUSTRATE_MAX_MODEL_BYTES or LUSTRATE_MAX_DATASET_BYTES"
 _FORM_TYPES = {"multipart/form-data", "application/x-www-form-urlencoded"}
 
 log = structlog.get_logger()
@@ -115,7 +116,7 @@ def check_headers(headers: Mapping[str, str], *, max_bytes: int) -> Declared:
         raise BadRequestError("Content-Length must be a number", code="invalid_content_length")
     size = int(length) if length is not None else None
     if size is not None and size > max_bytes:
-        raise BodyTooLargeError(max_bytes=max_bytes)
+        raise BodyTooLargeError(_TOO_LARGE, max_bytes=max_bytes)
     return Declared(size=size, sha256=_declared_sha256(headers))
 
 
@@ -152,7 +153,7 @@ async def _stage(stream: AsyncIterator[bytes], path: Path, declared: Declared, m
                 break
             size += len(chunk)
             if size > max_bytes:
-                raise BodyTooLargeError(max_bytes=max_bytes)
+                raise BodyTooLargeError(_TOO_LARGE, max_bytes=max_bytes)
             if declared.size is not None and size > declared.size:
                 raise _length_mismatch(declared.size, f"at least {size}")
             buffer += chunk

@@ -223,7 +223,7 @@ def _finished(sessions: sessionmaker[Session], tenant: str, job_id: str) -> JobR
     if job.state == FAILED:
         raise ConflictError(f"the job failed ({job.error_code}): {job.error_message}", code="job_failed")
     if job.state == CANCELLED:
-        raise ConflictError("the job was cancelled, so it has no result", code="job_cancelled")
+        raise ConflictError("the job was cancelled, so it has no result; submit it again for one", code="job_cancelled")
     return job
 
 

@@ -51,7 +51,9 @@ def test_a_declared_length_above_the_limit_is_refused(api, put, refused):
         yield b"x"
 
     answer = put(body(), **{"Content-Length": str(api.settings.max_model_bytes + 1)})
-    assert refused(answer, 413, "body_too_large")["max_bytes"] == api.settings.max_model_bytes
+    document = refused(answer, 413, "body_too_large")
+    assert document["max_bytes"] == api.settings.max_model_bytes
+    assert "LUSTRATE_MAX_MODEL_BYTES" in document["detail"]
     assert staged(api) == []
 
 
