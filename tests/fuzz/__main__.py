@@ -80,7 +80,7 @@ def run(target: Target, seconds: int, findings: Path) -> dict[str, object]:
                 traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)  # leaving the block here would remove the folder under the parent
-        _, status = os.waitpid(child, 0)
+        _, status, used = os.wait4(child, 0)
         said = log.read_text(encoding="utf-8", errors="replace")
         count = Path(name) / "executions"
         executions = int(count.read_text()) if count.exists() else 0
@@ -88,6 +88,8 @@ def run(target: Target, seconds: int, findings: Path) -> dict[str, object]:
     return {
         "target": target.name,
         "executions": executions,
+        # On a busy machine these, not the seconds that went by, are how long it was fuzzed.
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
         "failed": failed,
         "said": said[-3000:] if failed else "",
     }
