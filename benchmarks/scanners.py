@@ -33,8 +33,8 @@ _INTRODUCTION = """# Published scanners on the hostile corpus
 `python -m benchmarks.scanners` on the {count} files that `tests/hostile` generates. *Clean* is what a scanner itself
 calls clean: no finding, no error, at least one file scanned. *Skipped* is a file that it did not look at, which its
 summary reports without a finding; *error* is an exception, or a scan that it calls incomplete; *not asked* is what
-was left when its time was over. The scanners look for code in pickles: the second group is mostly outside of what they
-promise, and is listed because an upload form that relies on a scanner lets such files through.
+was left after {seconds:g} seconds (`--seconds`). The scanners look for code in pickles: the second group is mostly
+outside of what they promise, and is listed because an upload form that relies on a scanner lets such files through.
 """
 _END = """The parsers' row is what `tests/hostile/test_corpus.py` asserts on every change: each file ends in a refusal
 under its code, or ({kept} files) its foreign pickle is neither read nor passed on. Files whose code ran while a scanner
@@ -145,7 +145,7 @@ def ask(name: str, interpreter: Path, folder: Path, seconds: float) -> dict:
     return json.loads(done.stdout)
 
 
-def table(cases: list[dict], answers: dict[str, dict], ran: dict[str, list[str]]) -> str:
+def table(cases: list[dict], answers: dict[str, dict], ran: dict[str, list[str]], seconds: float) -> str:
     """The page."""
     groups = {
         "files with code in a pickle (it makes one empty file, if it runs)": [
@@ -155,7 +155,7 @@ def table(cases: list[dict], answers: dict[str, dict], ran: dict[str, list[str]]
             case["file"] for case in cases if not case["carries_code"]
         ],
     }
-    lines = [_INTRODUCTION.format(count=len(cases))]
+    lines = [_INTRODUCTION.format(count=len(cases), seconds=seconds)]
     for group, files in groups.items():
         lines += [
             f"## {len(files)} {group}",
@@ -213,7 +213,7 @@ def main() -> None:
             ran[scanner] = [path.name for path in marker.iterdir()]
             for path in marker.iterdir():
                 path.rmdir() if path.is_dir() else path.unlink()
-    RESULT.write_text(table(cases, answers, ran), encoding="utf-8")
+    RESULT.write_text(table(cases, answers, ran, options.seconds), encoding="utf-8")
 
 
 if __name__ == "__main__":
