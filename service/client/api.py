@@ -23,6 +23,7 @@ POLL_SECONDS = 0.3
 MAX_POLL_SECONDS = 5.0
 # A name from the network becomes a file's.
 FIGURE_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+NOT_RUNNING = "; is the service running there? `lustrate up` starts one"
 
 Json = dict[str, Any]
 
@@ -229,7 +230,8 @@ class Client:
         try:
             response = self._http.request(method, url, **options)
         except httpx.TransportError as error:
-            raise ApiError("connection_failed", f"{method} {self._http.base_url}{url}: {error}") from error
+            advice = NOT_RUNNING if isinstance(error, httpx.ConnectError) else ""
+            raise ApiError("connection_failed", f"{method} {self._http.base_url}{url}: {error}{advice}") from error
         _raise_for_problem(response)
         body: Json = response.json()
         return body

@@ -20,6 +20,7 @@ from service.client.api import Client
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.1
+MAX_PORT = 65535
 
 COMMANDS = {
     "api": [
@@ -217,7 +218,9 @@ def _reachable(host: str) -> str:
 
 
 def _check_port(host: str, port: int) -> None:
-    """Refuse a port that somebody else has, whose answers we would take for our own."""
+    """Refuse a port that there is not, and one that somebody else has, whose answers we would take for our own."""
+    if not 0 <= port <= MAX_PORT:
+        raise UpError(f"port {port} does not exist: take one of 1 to {MAX_PORT}, or 0 for any that is free")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

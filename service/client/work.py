@@ -41,7 +41,9 @@ def preview(client: Client, inputs: Inputs, console: Console) -> dict[str, Any]:
 
     Raises:
         ApiError: the service refused, or the job failed.
+        OSError: a file cannot be read.
     """
+    _check_files(inputs)
     model_id, clean_id = _upload(client, inputs)
     job = client.preview(clean_id, model_id)
     with show.live_progress(console) as on_progress:
@@ -59,7 +61,10 @@ def sanitize(
 
     Raises:
         ApiError: the service refused, or the job failed.
+        OSError: a file cannot be read or written.
     """
+    _check_files(inputs)
+    output.parent.mkdir(parents=True, exist_ok=True)  # now, not when the job has taken its time
     model_id, clean_id = _upload(client, inputs)
     triggered_id = None
     if inputs.triggered is not None:
@@ -77,11 +82,17 @@ def sanitize(
         job = client.wait(job["id"], on_progress=on_job)
     _raise_for_end(job)
     report = client.report(job["id"])
-    output.parent.mkdir(parents=True, exist_ok=True)
     client.download(job["id"], output)
     report_path = output.with_name(output.name + ".report.json")
     report_path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return Results(job_id=job["id"], report=report, checkpoint_path=output, report_path=report_path)
+
+
+def _check_files(inputs: Inputs) -> None:
+    """Fail for a file that is not there before the first upload, not after it."""
+    for path in (inputs.checkpoint, inputs.clean, inputs.triggered):
+        if path is not None:
+            path.open("rb").close()
 
 
 def _upload(client: Client, inputs: Inputs) -> tuple[str, str]:

@@ -21,6 +21,7 @@ def test_a_service_that_is_not_there_is_one_line_and_status_one(arguments, capsy
     assert main([*arguments, "--url", NOWHERE]) == 1
     error = capsys.readouterr().err
     assert error.startswith("lustrate: connection_failed")
+    assert "`lustrate up` starts one" in error
     assert len(error.splitlines()) == 1
 
 
@@ -31,6 +32,28 @@ def test_metadata_that_is_no_json_object_is_named(text, tmp_path, capsys):
     arguments = ["sanitize", "m", "--meta", str(meta), "--clean", "c", "-o", str(tmp_path / "o"), "--url", NOWHERE]
     assert main(arguments) == 1
     assert "meta.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["sanitize", "preview"])
+@pytest.mark.parametrize("missing", ["suspect.pth", "clean.npz"])
+def test_a_missing_file_is_named_before_anything_is_sent(command, missing, tmp_path, capsys):
+    for name in {"suspect.pth", "clean.npz"} - {missing}:
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "meta.json").write_text("{}")
+    paths = {name: str(tmp_path / name) for name in ("suspect.pth", "clean.npz", "meta.json", "out/put")}
+    output = ["-o", paths["out/put"]] if command == "sanitize" else []
+    arguments = [command, paths["suspect.pth"], "--meta", paths["meta.json"], "--clean", paths["clean.npz"], *output]
+    assert main([*arguments, "--url", NOWHERE]) == 1
+    error = capsys.readouterr().err
+    assert missing in error
+    assert "connection_failed" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_port_that_does_not_exist_is_one_line(port, tmp_path, capsys):
+    assert main(["up", "--data-dir", str(tmp_path), "--port", port]) == 1
+    assert "does not exist" in capsys.readouterr().err
 
 
 def test_the_bundled_example_is_whole():
