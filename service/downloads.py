@@ -13,7 +13,7 @@ from service import blobs
 from service.errors import RangeNotSatisfiableError
 
 _RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{1,18})?|-(\d{1,18}))")
-_EXTENSIONS = {"safetensors": "safetensors", "torch_zip": "pth", "pt2": "pt2", "onnx": "onnx"}
+_EXTENSIONS = {"safetensors": "safetensors", "torch_zip": "pth", "pt2": "pt2", "onnx": "onnx", "hugging_face": "zip"}
 
 
 def respond(

@@ -9,7 +9,7 @@ from typing import BinaryIO, Literal
 
 from service.errors import UnprocessableError
 
-ModelFormat = Literal["safetensors", "torch_zip", "pt2", "onnx"]
+ModelFormat = Literal["safetensors", "torch_zip", "pt2", "onnx", "hugging_face"]
 DatasetFormat = Literal["npz", "safetensors", "image_zip", "parquet"]
 
 MAX_SAFETENSORS_HEADER_BYTES = 4 * 1024 * 1024
@@ -19,6 +19,8 @@ _HEAD_BYTES = 1024
 _ZIP_END = struct.Struct("<4s4H2LH")
 # Of some 20,000 members; a longer directory is no classifier's.
 _MAX_DIRECTORY_BYTES = 4 * 1024 * 1024
+_ZIP_ENTRY = struct.Struct("<4s6H3L5H2L")
+_REPOSITORY_MEMBERS = frozenset({"config.json", "model.safetensors", "model.safetensors.index.json"})
 _PROGRAM_MEMBER = re.compile(rb"/(?:models/[A-Za-z0-9_-]{1,100}\.json|data/weights/weight_[0-9]|archive_format)")
 
 # What may follow the version of ONNX's format: the producer's names and notes, the graph, opsets, metadata.
@@ -30,6 +32,7 @@ _SAVE_MODEL = (
     "Save the weights with safetensors.torch.save_file(model.state_dict(), path), "
     "or with torch.save(model.state_dict(), path), or the whole model with torch.export.save(program, path) as .pt2 "
     "or with torch.onnx.export(model, images, path, external_data=False) as ONNX, "
+    "or zip the config.json and model.safetensors of a Hugging Face repository (zip -0), "
     "and upload that file."
 )
 _SAVE_DATASET = (
@@ -78,7 +81,10 @@ def of_model(path: Path) -> ModelFormat:
         if name.endswith((".npy", ".png", ".jpg", ".jpeg")):
             raise _refuse(code, "a zip archive of arrays or images, not of weights", _SAVE_MODEL)
         _check_zip_end(path)
-        return "pt2" if _is_exported_program(name, path) else "torch_zip"
+        directory = _zip_directory(path)
+        if _PROGRAM_MEMBER.search(b"/" + name.encode()) or _PROGRAM_MEMBER.search(directory):
+            return "pt2"
+        return "hugging_face" if _is_repository(directory) else "torch_zip"
     if _is_onnx(head):
         _check_onnx_end(path)
         return "onnx"
@@ -173,18 +179,29 @@ def _check_parquet_end(path: Path) -> None:
             raise _truncated("a Parquet file without its footer")
 
 
-def _is_exported_program(first_member: str, path: Path) -> bool:
-    """Whether the zip's directory lists a program; torch.export.save writes the weights first."""
-    if _PROGRAM_MEMBER.search(b"/" + first_member.encode()):
-        return True
+def _zip_directory(path: Path) -> bytes:
+    """The zip's directory, cut to the length of a classifier's; the first member alone does not tell formats apart."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _ZIP_END.size))
         end = file.read(_ZIP_END.size)
         if len(end) < _ZIP_END.size or not end.startswith(b"PK\x05\x06"):
-            return False  # a comment follows; the child will say what it thinks of that
+            return b""  # a comment follows; the child will say what it thinks of that
         size, start = _ZIP_END.unpack(end)[5:7]
         file.seek(start)
-        return _PROGRAM_MEMBER.search(file.read(min(size, _MAX_DIRECTORY_BYTES))) is not None
+        return file.read(min(size, _MAX_DIRECTORY_BYTES))
+
+
+def _is_repository(directory: bytes) -> bool:
+    """Whether the directory lists a file that repositories of Hugging Face have, at whatever depth."""
+    position = 0
+    while position + _ZIP_ENTRY.size <= len(directory):
+        name_bytes, extra_bytes, comment_bytes = _ZIP_ENTRY.unpack_from(directory, position)[10:13]
+        position += _ZIP_ENTRY.size
+        name = directory[position : position + name_bytes].decode("utf-8", "replace")
+        if name.rsplit("/", 1)[-1] in _REPOSITORY_MEMBERS:
+            return True
+        position += name_bytes + extra_bytes + comment_bytes
+    return False
 
 
 def _first_member(head: bytes) -> str:

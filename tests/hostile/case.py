@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Format = Literal["safetensors", "torch", "pickle", "pt2", "onnx", "npz", "images", "parquet"]
+Format = Literal["safetensors", "torch", "pickle", "pt2", "onnx", "hugging_face", "npz", "images", "parquet"]
 
 SUFFIXES: dict[Format, str] = {
     "safetensors": ".safetensors",
@@ -15,6 +15,7 @@ SUFFIXES: dict[Format, str] = {
     "pickle": ".pkl",
     "pt2": ".pt2",
     "onnx": ".onnx",
+    "hugging_face": ".zip",
     "npz": ".npz",
     "images": ".zip",
     "parquet": ".parquet",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from tests.hostile import checkpoints, datasets, pickles
+from tests.hostile import checkpoints, datasets, pickles, repositories
 from tests.hostile.case import Case
 
 
@@ -17,6 +17,7 @@ def cases() -> list[Case]:
         *pickles.cases(),
         *checkpoints.pt2_cases(),
         *checkpoints.onnx_cases(),
+        *repositories.cases(),
         *datasets.npz_cases(),
         *datasets.image_cases(),
         *datasets.parquet_cases(),

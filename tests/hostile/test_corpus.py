@@ -66,7 +66,7 @@ def test_there_are_hundreds_of_files_of_every_format(outcome):
     assert len({case.name for case in outcome.cases}) == len(outcome.cases)
     counts = Counter(case.format for case in outcome.cases)
     assert min(counts.values()) >= 25, counts
-    assert set(counts) == {"safetensors", "torch", "pickle", "pt2", "onnx", "npz", "images", "parquet"}
+    assert set(counts) == {"safetensors", "torch", "pickle", "pt2", "onnx", "hugging_face", "npz", "images", "parquet"}
 
 
 def test_two_files_are_neutralised_and_no_other(outcome):

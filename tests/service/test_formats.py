@@ -45,6 +45,15 @@ def test_an_exported_program_is_told_from_a_state_dict_by_its_directory(file, zi
     assert formats.of_model(file(zipped("m/data.pkl", "m/data/0", "m/data/models.json"))) == "torch_zip"
 
 
+def test_a_zip_of_a_hugging_face_repository_is_told_by_its_members(file, zipped):
+    assert formats.of_model(file(zipped("config.json", "model.safetensors"))) == "hugging_face"
+    assert (
+        formats.of_model(file(zipped("vit/", "vit/preprocessor_config.json", "vit/model.safetensors")))
+        == "hugging_face"
+    )
+    assert formats.of_model(file(zipped("m/data.pkl", "m/my_config.json", "m/config.json.txt"))) == "torch_zip"
+
+
 def test_an_onnx_file_is_known_by_its_first_fields_and_its_length(file):
     graph = onnx.helper.make_graph([], "g", [], [])
     for more in ({}, {"ir_version": 4}, {"doc_string": "d" * 300}, {"producer_name": "p"}):

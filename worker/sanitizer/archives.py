@@ -43,7 +43,10 @@ _LAST_PRINTABLE = 0x20
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file of the archive; `data_start` is where its bytes begin, in the archive as stored."""
+    """One file of the archive; `data_start` is where its bytes begin, in the archive as stored.
+
+    `header_start` and `entry_start` are where its local header and its entry in the directory begin.
+    """
 
     name: str
     method: int
@@ -51,6 +54,8 @@ class Member:
     unpacked_bytes: int
     data_start: int
     is_directory: bool
+    header_start: int
+    entry_start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class _Entry:
     local_start: int
     attributes: int
     made_by_unix: bool
+    entry_start: int
 
 
 def read_directory(file: BinaryIO, file_bytes: int, *, max_members: int = MAX_MEMBERS) -> list[Member]:
@@ -72,7 +78,7 @@ def read_directory(file: BinaryIO, file_bytes: int, *, max_members: int = MAX_ME
         UploadRefusedError: one of its archive rules (corrupt, encrypted, duplicate, unsafe path, too large).
     """
     start, size, count = _locate(file, file_bytes, max_members)
-    entries = _parse_entries(_read_at(file, start, size), count)
+    entries = _parse_entries(_read_at(file, start, size), count, start)
     names = [_safe_name(entry) for entry in entries]
     # Loaders on some systems ignore case, so names that differ in it only would be two files for one reader.
     seen: set[str] = set()
@@ -159,7 +165,7 @@ def _same_numbers(plain: tuple[int, ...], wide: tuple[int, ...]) -> bool:
     return all(few in (limit, many) for few, many, limit in zip(plain, wide, limits, strict=True))
 
 
-def _parse_entries(directory: bytes, count: int) -> list[_Entry]:
+def _parse_entries(directory: bytes, count: int, directory_start: int) -> list[_Entry]:
     entries = []
     position = 0
     for _ in range(count):
@@ -170,6 +176,7 @@ def _parse_entries(directory: bytes, count: int) -> list[_Entry]:
             :13
         ]
         disk, _, attributes, local_start = fields[13:]  # fmt: skip
+        entry_start = directory_start + position
         name_start = position + _ENTRY.size
         extra_start = name_start + name_bytes
         position = extra_start + extra_bytes + comment_bytes
@@ -189,6 +196,7 @@ def _parse_entries(directory: bytes, count: int) -> list[_Entry]:
                 local_start=local_start,
                 attributes=attributes,
                 made_by_unix=made_by >> 8 == 3,
+                entry_start=entry_start,
             )
         )
     if position != len(directory):
@@ -274,6 +282,8 @@ def _locate_data(file: BinaryIO, entry: _Entry, name: str) -> Member:
         unpacked_bytes=entry.unpacked_bytes,
         data_start=name_start + name_bytes + extra_bytes,
         is_directory=name.endswith("/"),
+        header_start=entry.local_start,
+        entry_start=entry.entry_start,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,13 +11,19 @@ from torch import Tensor
 
 from worker.sanitizer import checkpoint as checkpoints
 from worker.sanitizer import dataset
-from worker.sanitizer.architectures import build
+from worker.sanitizer.architectures import build, hugging_face
 from worker.sanitizer.checkpoint import Checkpoint
+from worker.sanitizer.checkpoint.repository import Repository
 from worker.sanitizer.dataset import LabelledImages
 from worker.sanitizer.errors import InvalidSpecError, SanitizerError
 from worker.sanitizer.evaluate import accuracy
 from worker.sanitizer.network import Network, from_graph, from_module
-from worker.sanitizer.refusals import ArchitectureNotFromFileError, NoProgramInFileError
+from worker.sanitizer.refusals import (
+    ArchitectureNotFromFileError,
+    NoConfigInFileError,
+    NoProgramInFileError,
+    NotFromTransformersError,
+)
 from worker.sanitizer.spec import ArchitectureSpec, InputSpec
 
 # Profile, select, hold out; the report's accuracy comes from the last part alone.
@@ -113,9 +119,46 @@ def load_network(
             f'the file holds tensors alone ({checkpoint.format}), so that architecture.source cannot be "file"; name '
             "the architecture, or upload an exported program (.pt2 or ONNX)"
         )
+    if isinstance(checkpoint.source, Repository):
+        return checkpoint, _from_repository(checkpoint, checkpoint.source, architecture, input_spec, target)
+    if architecture.source == "transformers":
+        raise NoConfigInFileError(
+            f'the file ({checkpoint.format}) holds no config.json, which architecture.source "transformers" needs; '
+            "upload a zip of config.json and model.safetensors (docs/hugging-face.md)"
+        )
     module = build(architecture)
     module.load_state_dict(checkpoints.match(checkpoint, module.state_dict()))
     return checkpoint, from_module(module.float().to(target), input_spec)
+
+
+def _from_repository(
+    checkpoint: Checkpoint,
+    repository: Repository,
+    architecture: ArchitectureSpec,
+    input_spec: InputSpec,
+    target: torch.device,
+) -> Network:
+    if architecture.source != "transformers":
+        raise NotFromTransformersError(
+            "the file is a Hugging Face repository, whose config.json says what it is; set architecture.source to "
+            '"transformers" and leave name and options out, or upload its model.safetensors alone'
+        )
+    design = hugging_face.design(repository.described, architecture)
+    names = design.state_names(checkpoint.tensors)
+    # Matched before any tensor of the network exists, so that a hostile configuration costs no memory.
+    state = checkpoints.match(replace(checkpoint, tensors=_under(names, checkpoint)), design.shapes)
+    module = design.build(state).float().to(target)
+    return from_module(module, input_spec, {hugging_face.PREFIX + own: name for name, own in names.items() if own})
+
+
+def _under(names: dict[str, str | None], checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The file's tensors under the network's names; two of one name would be one too many."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in checkpoint.tensors.items():
+        own = names[name]
+        if own is not None:
+            tensors[f"{name} (as {own} again)" if own in tensors else own] = tensor
+    return tensors
 
 
 def load(

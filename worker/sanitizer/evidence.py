@@ -18,7 +18,7 @@ from worker.sanitizer.network import Network
 from worker.sanitizer.report import Environment, FileDigest, Layer, NormSummary, TensorDigest
 
 REPORTED_NORMS = ("linf", "l1", "l2")
-REPORTED_PACKAGES = ("safetensors", "onnx", "numpy", "pillow", "torchvision", "timm")
+REPORTED_PACKAGES = ("safetensors", "onnx", "numpy", "pillow", "torchvision", "timm", "transformers")
 CHUNK_BYTES = 1 << 20
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -135,8 +136,13 @@ class Network:
         raise NetworkRefusedError(f"The network has no prunable layer named {name!r}; the first are: {known}.")
 
 
-def from_module(module: nn.Module, input_spec: InputSpec) -> Network:
+def from_module(module: nn.Module, input_spec: InputSpec, names: Mapping[str, str] | None = None) -> Network:
     """The internal view of a trusted module (built by our registry), sharing its tensors.
+
+    Args:
+        module: In whatever mode.
+        input_spec: Size and normalisation.
+        names: What to call its tensors where the file calls them otherwise; paths that a module can have.
 
     Raises:
         NetworkRefusedError: It cannot be exported with a free batch size, or has nothing to prune.
@@ -159,7 +165,18 @@ def from_module(module: nn.Module, input_spec: InputSpec) -> Network:
         if node.op == "call_module" and not node.users:  # The guard call repeats a shape check on every forward.
             graph.graph.erase_node(node)
     graph.recompile()
-    return _with_sites(Network(graph, input_spec))
+    return _with_sites(Network(_renamed(graph, names) if names else graph, input_spec))
+
+
+def _renamed(graph: fx.GraphModule, names: Mapping[str, str]) -> fx.GraphModule:
+    tensors: dict[str, Any] = dict(graph.named_parameters(remove_duplicate=False))
+    tensors.update(graph.named_buffers(remove_duplicate=False))
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            # Constants that the export found are plain attributes.
+            tensors.setdefault(node.target, attrgetter(node.target)(graph))
+            node.target = names.get(node.target, node.target)
+    return fx.GraphModule({names.get(name, name): tensor for name, tensor in tensors.items()}, graph.graph)
 
 
 def from_graph(graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | None = None) -> Network:

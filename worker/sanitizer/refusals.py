@@ -231,6 +231,63 @@ class TiedTensorsDisagreeError(CheckpointRefusedError):
     code = "tied_tensors_disagree"
 
 
+# Hugging Face repositories --------------------------------------------------------------------------------------------
+
+
+class IncompleteRepositoryError(CheckpointRefusedError):
+    """A zip of a Hugging Face repository without its config.json or its model.safetensors."""
+
+    code = "incomplete_repository"
+
+
+class NotFromTransformersError(CheckpointRefusedError):
+    """The file carries a config.json, but the declared architecture is not of the source `transformers`."""
+
+    code = "architecture_not_transformers"
+
+
+class NoConfigInFileError(CheckpointRefusedError):
+    """The declared architecture is of the source `transformers`, but the file carries no config.json."""
+
+    code = "no_config_in_file"
+
+
+class CorruptConfigError(CheckpointRefusedError):
+    """A config.json or preprocessor_config.json that is no JSON object, names a key twice, or is too large."""
+
+    code = "corrupt_config"
+
+
+class ConfigCarriesCodeError(CheckpointRefusedError):
+    """The configuration names Python code of its own (auto_map, trust_remote_code, custom pipelines)."""
+
+    code = "config_carries_code"
+
+
+class UnknownModelTypeError(CheckpointRefusedError):
+    """The configuration's model_type or class is none of the allow-listed image classifiers."""
+
+    code = "unknown_model_type"
+
+
+class UnknownConfigFieldError(CheckpointRefusedError):
+    """A field that the model family is not known to have; it could change the network, so it is not ignored."""
+
+    code = "unknown_config_field"
+
+
+class InvalidConfigFieldError(CheckpointRefusedError):
+    """A field of the configuration has a wrong type, is out of its bounds, or does not fit the other fields."""
+
+    code = "invalid_config_field"
+
+
+class ConfigMismatchError(CheckpointRefusedError):
+    """The declared architecture and the configuration differ in name, number of classes or channels."""
+
+    code = "config_mismatch"
+
+
 # Exported programs ----------------------------------------------------------------------------------------------------
 
 

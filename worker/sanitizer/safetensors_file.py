@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -71,33 +72,44 @@ def looks_like(first_bytes: bytes) -> bool:
     return len(first_bytes) > _LENGTH_BYTES and first_bytes[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
 
 
-def read(path: Path) -> SafetensorsFile:
+def read(path: Path, *, start: int = 0, size: int | None = None) -> SafetensorsFile:
     """Read a safetensors file. The tensors are private views of the mapped file, so only pages in use cost memory.
+
+    Args:
+        path: Of the file.
+        start: Where it begins, inside of an archive that stores it as it is.
+        size: Its bytes, None for all to the end.
 
     Raises:
         UploadRefusedError: corrupt_safetensors, header_too_large, too_many_tensors, unsupported_dtype,
             absurd_tensor_shape.
     """
     with path.open("rb") as file:
-        file_bytes = path.stat().st_size
+        file_bytes = path.stat().st_size - start if size is None else size
+        file.seek(start)
         prelude = _read_prelude(file, file_bytes)
         entries = _parse_header(prelude[_LENGTH_BYTES:], file_bytes - len(prelude))
         # A private mapping: torch wants writable memory, and no write may reach the upload.
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    tensors = {entry.name: _view(view, len(prelude), entry) for entry in entries}
+    tensors = {entry.name: _view(view, start + len(prelude), entry) for entry in entries}
     return SafetensorsFile(prelude=prelude, entries=tuple(entries), tensors=tensors)
 
 
 def write(file: BinaryIO, source: SafetensorsFile, tensors: dict[str, Tensor]) -> None:
     """Write `source` again with some tensors replaced: the header, and so order, metadata and offsets, is unchanged."""
-    file.write(source.prelude)
+    file.writelines(parts(source, tensors))
+
+
+def parts(source: SafetensorsFile, tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of `source` with some tensors replaced, in the file's order."""
+    yield source.prelude
     for entry in sorted(source.entries, key=lambda entry: (entry.start, entry.stop)):
         tensor = tensors.get(entry.name, source.tensors[entry.name])
-        file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        yield tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _read_prelude(file: BinaryIO, file_bytes: int) -> bytes:
-    length = file.read(_LENGTH_BYTES)
+    length = file.read(min(_LENGTH_BYTES, file_bytes))
     if len(length) < _LENGTH_BYTES:
         raise CorruptSafetensorsError("the safetensors file is cut off; upload the whole file again")
     header_bytes = int.from_bytes(length, "little")

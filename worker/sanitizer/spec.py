@@ -14,7 +14,7 @@ MAX_SIDE = 4096
 MAX_NAME = 200
 MAX_COMPARED = 12
 
-ArchitectureSource = Literal["builtin", "torchvision", "timm", "file"]
+ArchitectureSource = Literal["builtin", "torchvision", "timm", "transformers", "file"]
 Recipe = Literal[
     "auto", "prune", "paper", "fine_pruning", "clp", "bnp", "anp", "rnp", "awm", "ft", "ft_sam", "nc_unlearn", "i_bau"
 ]
@@ -59,6 +59,8 @@ class ArchitectureSpec:
     """Which network the checkpoint's tensors belong to. `options` are typed keyword arguments of the registry.
 
     A `source` of "file" says that the uploaded program (.pt2, ONNX) carries its graph; it has no name and no options.
+    One of "transformers" says that the uploaded zip carries a config.json, which has all options; the name may be left
+    out, or be its model_type.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -74,6 +76,9 @@ class ArchitectureSpec:
     def __post_init__(self) -> None:
         if self.source == "file":
             _require(not self.name and not self.options, 'architecture.source "file" takes neither name nor options')
+        elif self.source == "transformers":
+            _require(not self.options, 'architecture.source "transformers" takes no options: config.json has them')
+            _require(len(self.name) <= 200, "architecture.name must have at most 200 characters")
         else:
             _require(0 < len(self.name) <= 200, "architecture.name must have 1 to 200 characters")
         _require(2 <= self.num_classes <= MAX_CLASSES, f"architecture.num_classes must be 2 to {MAX_CLASSES}")

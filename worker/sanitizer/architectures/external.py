@@ -117,7 +117,7 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
     """Return a builder of torchvision's `name`; torchvision is imported when the builder is called."""
 
     def builder(*, num_classes: int, in_channels: int, image_size: int | None = None) -> nn.Module:
-        library = _import("torchvision.models", source="torchvision")
+        library = import_library("torchvision.models", source="torchvision")
         keyword = TORCHVISION_SIZES.get(name)
         size = (image_size, image_size) if keyword == "input_size" else image_size
         sized = {} if keyword is None else {keyword: size}
@@ -135,7 +135,7 @@ def timm_builder(name: str) -> Callable[..., nn.Module]:
     """Return a builder of timm's `name`; timm is imported when the builder is called."""
 
     def builder(*, num_classes: int, in_channels: int, image_size: int | None = None) -> nn.Module:
-        library = _import("timm", source="timm")
+        library = import_library("timm", source="timm")
         sized = {} if image_size is None else {"img_size": image_size}
         network: nn.Module = library.create_model(
             name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **sized
@@ -145,7 +145,12 @@ def timm_builder(name: str) -> Callable[..., nn.Module]:
     return builder
 
 
-def _import(module: str, *, source: str) -> ModuleType:
+def import_library(module: str, *, source: str) -> ModuleType:
+    """Import a module of an optional library.
+
+    Raises:
+        ArchitectureNotInstalledError: this worker does not have it, or it does not fit the worker's torch.
+    """
     # The import must not happen under the registry's meta device: a library may make tensors while it is imported.
     try:
         with torch.device("cpu"):

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from worker.sanitizer import archives, safetensors_file
-from worker.sanitizer.checkpoint import torch_zip
+from worker.sanitizer.archives import Member
+from worker.sanitizer.checkpoint import repository, torch_zip
+from worker.sanitizer.checkpoint.repository import Repository
 from worker.sanitizer.checkpoint.torch_zip import TorchZip
 from worker.sanitizer.programs import Program, onnx_model, pt2
 from worker.sanitizer.programs.onnx_model import OnnxModel
@@ -29,7 +31,7 @@ from worker.sanitizer.refusals import (
 )
 from worker.sanitizer.safetensors_file import SafetensorsFile
 
-CheckpointFormat = Literal["safetensors", "torch_zip", "pt2", "onnx"]
+CheckpointFormat = Literal["safetensors", "torch_zip", "pt2", "onnx", "hugging_face"]
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 PREFIXES = ("module.", "_orig_mod.")
@@ -51,7 +53,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     wrapper: str | None
     prefix: str
-    source: SafetensorsFile | TorchZip | ExportedProgram | OnnxModel
+    source: SafetensorsFile | TorchZip | ExportedProgram | OnnxModel | Repository
     program: Program | None = None
 
     def program_for(self, channels: int, height: int, width: int) -> Program | None:
@@ -93,12 +95,14 @@ class Checkpoint:
             pt2.write(file, self.source, on_cpu)
         elif isinstance(self.source, OnnxModel):
             onnx_model.write(file, self.source, on_cpu)
+        elif isinstance(self.source, Repository):
+            repository.write(file, self.source, on_cpu)
         else:
             torch_zip.write(file, self.source, [(self.tensors[name], value) for name, value in on_cpu.items()])
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a safetensors file, a torch zip that holds a state dict, an exported program or an ONNX file.
+    """Read a safetensors file, a torch zip with a state dict, an exported program, ONNX or a Hugging Face zip.
 
     Raises:
         CheckpointRefusedError: the file is not accepted; the code says by which rule.
@@ -113,8 +117,12 @@ def _read(path: Path) -> Checkpoint:
     with path.open("rb") as file:
         first_bytes = file.read(_FIRST_BYTES)
     if first_bytes.startswith(archives.MAGIC):
-        if pt2.looks_like(_member_names(path)):
+        members = _members(path)
+        names = [member.name for member in members]
+        if pt2.looks_like(names):
             return _of_program("pt2", pt2.read(path))
+        if repository.looks_like(names):
+            return _of_repository(repository.read(path, members))
         archive = torch_zip.read(path)
         wrapper, found = _find_state_dict(archive.root)
         return _checked("torch_zip", found, wrapper, archive)
@@ -128,11 +136,16 @@ def _read(path: Path) -> Checkpoint:
     raise _refusal(first_bytes)
 
 
-def _member_names(path: Path) -> list[str]:
+def _members(path: Path) -> list[Member]:
     with path.open("rb") as file:
-        return [
-            member.name for member in archives.read_directory(file, path.stat().st_size, max_members=pt2.MAX_MEMBERS)
-        ]
+        return archives.read_directory(file, path.stat().st_size, max_members=pt2.MAX_MEMBERS)
+
+
+def _of_repository(source: Repository) -> Checkpoint:
+    if not source.weights.tensors:
+        raise NoStateDictError("model.safetensors holds no tensor; save the model with save_pretrained")
+    _refuse_non_finite(source.weights.tensors)
+    return Checkpoint(format="hugging_face", tensors=source.weights.tensors, wrapper=None, prefix="", source=source)
 
 
 def _of_program(kind: Literal["pt2", "onnx"], source: ExportedProgram | OnnxModel) -> Checkpoint:
