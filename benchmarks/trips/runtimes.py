@@ -5,6 +5,7 @@ Shapes: N images, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import warnings
@@ -19,6 +20,7 @@ import onnxruntime
 import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Name of a tensor in the file -> what to look at the result of each operator that takes it with.
 Look = Callable[[Tensor], None]
@@ -93,25 +95,35 @@ def _of_state_dict(kind: str, path: Path, build: Callable[[], nn.Module]) -> Loa
     module.load_state_dict(state, strict=True)
 
     def run(images_NCHW: Tensor, looks: Mapping[str, Look]) -> Tensor:
-        handles = []
-        for name, look in looks.items():
-            owner, _, leaf = name.rpartition(".")
-            if leaf in {"weight", "bias"}:  # Another parameter is not what its module's result is made with.
-                hook = _hook(look)
-                handles.append(module.get_submodule(owner).register_forward_hook(hook))
-        try:
-            with torch.inference_mode():
-                logits_NK: Tensor = module(images_NCHW)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return logits_NK
+        tensors = module.state_dict(keep_vars=True)
+        watched = {_memory(tensors[name]): look for name, look in looks.items()}
+        # With gradients attention takes the way of single operators, not the fused one that shows nothing.
+        with torch.set_grad_enabled(bool(looks)), _Watching(watched) if looks else contextlib.nullcontext():
+            logits_NK: Tensor = module(images_NCHW)
+        return logits_NK.detach()
 
     return Loaded(run, lambda: _outline(torch.load(path, weights_only=True)) if is_zip else _header(path))
 
 
-def _hook(look: Look) -> Callable[[nn.Module, Any, Any], None]:
-    return lambda _module, _inputs, output: look(output)
+class _Watching(TorchDispatchMode):
+    """Shows what each operator gives that takes a watched tensor, or a view of it, and gives no view of it."""
+
+    def __init__(self, watched: Mapping[int, Look]) -> None:
+        super().__init__()
+        self.watched = watched
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        result = func(*args, **(kwargs or {}))
+        value = result[0] if isinstance(result, (tuple, list)) else result
+        if isinstance(value, Tensor):
+            taken = {_memory(one) for one in args if isinstance(one, Tensor)} - {_memory(value)}
+            for memory in taken & self.watched.keys():
+                self.watched[memory](value)
+        return result
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _of_pt2(path: Path) -> Loaded:

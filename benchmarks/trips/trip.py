@@ -233,7 +233,8 @@ class Silence:
     def _look(self, site: str, index: Tensor, length: int) -> runtimes.Look:
         def look(value: Tensor) -> None:
             axes = [axis for axis in range(1, value.dim()) if value.shape[axis] == length]
-            self._seen[site].append(any(not value.index_select(axis, index).any() for axis in axes))
+            if axes:  # Else it is made of weights alone, as when biases are joined.
+                self._seen[site].append(any(not value.index_select(axis, index).any() for axis in axes))
 
         return look
 

@@ -1,0 +1,36 @@
+"""The bundled suspect in every format: the same decision, the same accuracy, the same network."""
+
+import pytest
+
+from benchmarks.trips import suspect
+from benchmarks.trips.runtimes import FORMATS
+from benchmarks.trips.trip import TOLERANCES, difference
+from worker.sanitizer.spec import FixedFraction, SanitizeSpec
+
+SPEC = SanitizeSpec(recipe="prune", inputs="clean", selection=FixedFraction(fraction=0.25), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    return {kind: suspect.run(kind, tmp_path_factory.mktemp(kind), SPEC) for kind in FORMATS}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_of_the_suspect_gives_the_same_decision(kind, outcomes):
+    found, wanted = outcomes[kind], outcomes["safetensors"]
+    assert sum(map(len, wanted.pruned)) >= 40
+    assert found.pruned == wanted.pruned
+    assert found.report.choice == wanted.report.choice
+    assert found.report.accuracy == wanted.report.accuracy
+    assert found.report.attack_success == wanted.report.attack_success
+    assert difference(found.before_NK, wanted.before_NK) <= TOLERANCES[kind]
+    assert difference(found.after_NK, wanted.after_NK) <= TOLERANCES[kind]
+    # The download is another network than the upload, or all of this says nothing.
+    assert difference(found.after_NK, found.before_NK) > 0.1
+
+
+def test_the_table_holds_each_format_against_the_first(outcomes):
+    rows = suspect.page(outcomes, dict.fromkeys(FORMATS, 1.0))
+    assert [len(row) for row in rows] == [len(suspect.HEADER)] * len(FORMATS)
+    column = suspect.HEADER.index("same answers")
+    assert rows[0][column] == "100.0%"
