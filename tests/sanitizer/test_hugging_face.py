@@ -35,6 +35,7 @@ PLAIN_VIT = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 16,
     "patch_size": 8,
 }  # fmt: skip
+PLAIN_DINO = {name: value for name, value in PLAIN_VIT.items() if name != "intermediate_size"} | {"mlp_ratio": 2}
 FOUR = {"depths": [1, 1, 1, 1]}
 # model_type, side, the fields that make it small, the kinds of sites that it must have.
 FAMILY_CASES = [
@@ -45,8 +46,8 @@ FAMILY_CASES = [
     ("cvt", 32, {"embed_dim": [8, 16, 32], "num_heads": [1, 2, 2], "depth": [1, 2, 3]}, {"conv", "linear"}),
     ("data2vec-vision", 16, {**PLAIN_VIT, "use_shared_relative_position_bias": True}, {"conv", "head", "linear"}),
     ("deit", 16, PLAIN_VIT, {"conv", "head", "linear"}),
-    ("dinov2", 16, {**PLAIN_VIT, "mlp_ratio": 2}, {"conv", "head", "linear"}),
-    ("dinov2_with_registers", 16, {**PLAIN_VIT, "mlp_ratio": 2}, {"conv", "head", "linear"}),
+    ("dinov2", 16, PLAIN_DINO, {"conv", "head", "linear"}),
+    ("dinov2_with_registers", 16, PLAIN_DINO, {"conv", "head", "linear"}),
     ("efficientnet", 32, {"image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320,
                           "depth_divisor": 4}, {"conv"}),
     ("focalnet", 32, {"image_size": 32, "embed_dim": 16, "hidden_sizes": [16, 32], "depths": [1, 1],
