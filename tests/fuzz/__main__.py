@@ -1,4 +1,4 @@
-"""Fuzz the parsers, guided by the coverage of our code: `python -m tests.fuzz --seconds 260` is an hour for all.
+"""Fuzz the parsers, guided by the coverage of our code: `python -m tests.fuzz --seconds 225` is an hour for all.
 
 Each parser runs in a process of its own, so that one that dies does not take the others along. An input at which
 anything but a refusal came out stays in the folder of findings, and belongs into `tests/hostile`.

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from tests.hostile import checkpoints as hostile
+from tests.hostile import repositories
 from tests.sanitizer import test_dataset as arrays
 from tests.sanitizer.programs import conftest as pt2
 from tests.sanitizer.programs import test_onnx_hostile as onnx
 from tests.sanitizer.test_checkpoint_hostile import VALID, members_of, torch_bytes, with_pickle
 from tests.sanitizer.test_dataset import IMAGES, LABELS, image, npz, zipped
 from worker.sanitizer import archives, checkpoint, dataset
+from worker.sanitizer.architectures.hugging_face import config
 from worker.sanitizer.dataset import metadata, parquet_pages, pictures
 
 Parse = Callable[[bytes, Path], object]
@@ -97,6 +99,9 @@ def targets() -> dict[str, Target]:
         Target("pt2-weights", lambda: [hostile.exported()[pt2.WEIGHTS]],
                _read_file(checkpoint.read, _in_program(pt2.WEIGHTS))),
         Target("onnx", lambda: [_onnx()], _read_file(_read_and_write)),
+        Target("repository", lambda: [repositories.zipped(repositories.members())], _read_file(_read_and_write)),
+        Target("repository-config", lambda: [repositories.config(), repositories.config(num_labels=5)],
+               lambda data, _: config.parse(data)),
         Target("npz", lambda: [npz(images=IMAGES[:2], labels=LABELS[:2])], _read_file(dataset.read)),
         Target("npy", lambda: [_npy()], _read_file(dataset.read, lambda data: zipped({"images.npy": data}))),
         Target("folders", lambda: [arrays.class_zip(count=1)], _read_file(dataset.read)),
