@@ -11,7 +11,15 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from worker.sanitizer.case import Images
 from worker.sanitizer.network import from_module
 from worker.sanitizer.spec import InputSpec
-from worker.sanitizer.training import Schedule, fine_tune, minibatches, sam_gradients, sam_perturbation, shift
+from worker.sanitizer.training import (
+    Schedule,
+    fine_tune,
+    minibatches,
+    patchwork,
+    sam_gradients,
+    sam_perturbation,
+    shift,
+)
 
 CPU = torch.device("cpu")
 
@@ -37,6 +45,28 @@ def test_every_image_comes_once_a_pass_and_in_another_order_the_next():
     passes = [torch.cat([labels for _, labels in islice(batches, 3)]) for _ in range(2)]
     assert all(sorted(labels.tolist()) == list(range(10)) for labels in passes)
     assert passes[0].tolist() != passes[1].tolist()
+
+
+def test_a_patchwork_holds_one_rectangle_of_another_image_in_its_own_place():
+    height, width, batch = 5, 8, 64
+    own = torch.arange(batch).view(-1, 1, 1, 1).expand(batch, 2, height, width)
+    pieces = patchwork((1000 * own + torch.arange(height * width).view(height, width)).float(), torch.Generator())
+    assert torch.equal(pieces % 1000, torch.arange(height * width).view(height, width).expand_as(pieces).float())
+    areas = []
+    for which, image in enumerate(pieces.div(1000, rounding_mode="floor").long()):
+        assert torch.equal(image[0], image[1])
+        foreign = image[0] != which
+        areas.append(int(foreign.sum()))
+        if areas[-1]:
+            rows, columns = foreign.any(dim=1), foreign.any(dim=0)
+            assert torch.equal(foreign, rows.unsqueeze(1) & columns)
+            for line in (rows, columns):
+                where = line.nonzero()
+                assert int(where.max() - where.min()) + 1 == int(line.sum())
+            assert len(image[0][foreign].unique()) == 1
+    assert min(areas) < 5
+    assert max(areas) > 35
+    assert 0.4 < sum(areas) / (batch * height * width) < 0.6
 
 
 def test_a_shift_moves_each_image_by_whole_pixels_within_its_bound():

@@ -6,6 +6,7 @@ Shapes: B images of a batch, T triggers, C channels, H height, W width, K classe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -15,18 +16,32 @@ from torch.nn import functional
 from worker.sanitizer import masks
 from worker.sanitizer.case import Images
 from worker.sanitizer.network import Network
-from worker.sanitizer.training import minibatches
+from worker.sanitizer.training import minibatches, patchwork
 from worker.sanitizer.trigger import Inversion, Triggers
 
-INVERSION_BATCH = 16
-BATCH = 64
 RATE = 1e-3
-# A heavier anchor keeps more of the accuracy, and more of the backdoor: the surer the verdict, the lighter. Set by hand
-# on networks of the battery whose attack success was seen.
-LIGHT_ANCHOR = 5.0
-HEAVY_ANCHOR = 20.0
 MAX_SHIFT = 1
 WARM_UP_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """How hard the network is taught, and how much it must remember. Set by hand on networks of the battery.
+
+    Attributes:
+        anchor_weight: w of the anchor: heavier keeps more of the accuracy, and more of the backdoor.
+        trigger_weight: v of the images under a trigger.
+        patchwork: Whether the anchor holds on images pieced together of several, or on the clean ones.
+        batch_size: B.
+        search_batch: Images of a step of the search.
+    """
+
+    anchor_weight: float
+    trigger_weight: float
+    patchwork: bool
+    batch_size: int
+    search_batch: int
+
 
 Snapshot = dict[str, Tensor]
 
@@ -44,9 +59,9 @@ def unlearn(
     images: Images,
     start: Triggers,
     max_size_T: Tensor,
+    course: Course,
     *,
     anchor: Snapshot,
-    anchor_weight: float = LIGHT_ANCHOR,
     steps: int,
     generator: torch.Generator,
     mask: Mapping[str, Tensor] | None = None,
@@ -54,17 +69,18 @@ def unlearn(
 ) -> None:
     """Train the network to keep the true label under triggers that are synthesised against it as it changes.
 
-    Per step each trigger goes one step on, and the network one on CE(f(x), y) + w KL(f₀(x) ‖ f(x)) + CE(f(x'), y),
-    where x' carries one of the triggers and f₀ is the suspect: its answers on clean images anchor the repair. The
-    sizes of the triggers are bounded, so that what every network has, large universal perturbations, is left alone.
+    Per step each trigger goes one step on, and the network one on CE(f(x), y) + w KL(f₀(z) ‖ f(z)) + v CE(f(x'), y),
+    where x' carries one of the triggers and f₀ is the suspect: its answers anchor the repair, on z = x or on patchworks
+    of the batch. The sizes of the triggers are bounded, so that what every network has, large universal perturbations,
+    is left alone.
 
     Args:
         network: Changed in place.
         images: Clean labelled images.
         start: Masks to begin with, T of them.
         max_size_T: Bounds of their ℓ1 norms, in pixels.
+        course: The weights and the sizes of the batches.
         anchor: The tensors of f₀.
-        anchor_weight: w.
         steps: Gradient steps.
         generator: CPU generator of all draws.
         mask: Channels that are silent and stay so.
@@ -79,20 +95,28 @@ def unlearn(
         start=start,
         generator=generator,
     )
-    small = minibatches(images, batch_size=INVERSION_BATCH, generator=generator, device=network.device)
+    device = network.device
+    small = minibatches(images, batch_size=course.search_batch, generator=generator, device=device)
     parameters = list(network.parameters().values())
     optimizer = torch.optim.Adam(parameters, lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=WARM_UP_SHARE)
-    batches = minibatches(images, batch_size=BATCH, generator=generator, device=network.device, max_shift=MAX_SHIFT)
+    batches = minibatches(images, batch_size=course.batch_size, generator=generator, device=device, max_shift=MAX_SHIFT)
     for pixels_BCHW, labels_B in islice(batches, steps):
         search.step(*next(small))
-        stamped_BCHW = stamp_randomly(search.triggers(), pixels_BCHW, generator)
+        shown = [pixels_BCHW, stamp_randomly(search.triggers(), pixels_BCHW, generator)]
+        if course.patchwork:
+            shown.append(patchwork(pixels_BCHW, generator))
+        anchored_BCHW = shown[-1] if course.patchwork else pixels_BCHW
         with torch.no_grad():
-            anchor_BK = network(pixels_BCHW, anchor).softmax(dim=1)
-        logits_BK = network(pixels_BCHW)
+            anchor_BK = network(anchored_BCHW, anchor).softmax(dim=1)
+        # One pass over all of them: small batches cost more than their share.
+        logits_BK, stamped_BK, *pieced = torch.split(network(torch.cat(shown)), len(pixels_BCHW))
+        anchored_BK = pieced[0] if pieced else logits_BK
         loss = functional.cross_entropy(logits_BK, labels_B)
-        loss = loss + anchor_weight * functional.kl_div(logits_BK.log_softmax(dim=1), anchor_BK, reduction="batchmean")
-        loss = loss + functional.cross_entropy(network(stamped_BCHW), labels_B)
+        loss = loss + course.anchor_weight * functional.kl_div(
+            anchored_BK.log_softmax(dim=1), anchor_BK, reduction="batchmean"
+        )
+        loss = loss + course.trigger_weight * functional.cross_entropy(stamped_BK, labels_B)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -83,6 +83,27 @@ def shift(pixels_BCHW: Tensor, max_shift: int, generator: torch.Generator) -> Te
     return moved_BHWC.permute(0, 3, 1, 2).contiguous()
 
 
+def patchwork(pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image with a rectangle of another of the batch in the same place, of a share of its area drawn from [0, 1].
+
+    What the classes are told apart by lies in the pieces, what a trigger is told by does not: such images show what a
+    network knows far beyond the few whole ones. Source: Yun et al., "CutMix", ICCV 2019, without its labels.
+    """
+    batch, _, height, width = pixels_BCHW.shape
+    side_B1 = torch.rand(batch, 1, generator=generator).sqrt()
+    place_B2 = torch.rand(batch, 2, generator=generator)
+    other_B = torch.randperm(batch, generator=generator)
+
+    def inside(size: int, place_B1: Tensor) -> Tensor:
+        length_B1 = (size * side_B1).round()
+        first_B1 = ((size - length_B1) * place_B1).round()
+        offset_BS = torch.arange(size) - first_B1
+        return (offset_BS >= 0) & (offset_BS < length_B1)
+
+    cut_BHW = inside(height, place_B2[:, :1]).unsqueeze(2) & inside(width, place_B2[:, 1:]).unsqueeze(1)
+    return torch.where(cut_BHW.unsqueeze(1).to(pixels_BCHW.device), pixels_BCHW[other_B], pixels_BCHW)
+
+
 def sam_perturbation(weights: Sequence[Tensor], gradients: Sequence[Tensor], *, radius: float) -> list[Tensor]:
     """The step e = r w² g / ‖|w| g‖₂ to the sharpest neighbour, products by element, one norm over all tensors.
 

@@ -51,32 +51,38 @@ REACHED = [0.2, 0.3, 0.9, 0.4, 0.25, 0.2]
 @pytest.mark.parametrize(
     ("sizes", "costs", "targets"),
     [
-        # A small mask that costs little leads; the cheapest of the others comes with it.
-        ([40.0, 38.0, 6.0, 36.0, 39.0, 41.0], {2: 0.01, 3: 0.06, 1: 0.05, 4: 0.07}, [2, 1]),
-        ([40.0, 38.0, 6.0, 9.0, 39.0, 41.0], {2: 0.01, 3: 0.02, 1: 0.05, 4: 0.07}, [2, 3]),
-        # What is cheap to unlearn leads a class that is only a little easier to reach.
-        ([40.0, 38.0, 35.0, 36.0, 39.0, 41.0], {2: 0.05, 3: 0.06, 1: 0.003, 4: 0.07}, [1, 2]),
+        # A small mask that costs little is suspected alone.
+        ([40.0, 38.0, 6.0, 36.0, 39.0, 41.0], {2: 0.01, 3: 0.06, 1: 0.05, 4: 0.07}, {2}),
+        # Where the most reachable class is not the cheapest, either may be it.
+        ([40.0, 38.0, 6.0, 36.0, 39.0, 41.0], {2: 0.05, 3: 0.06, 1: 0.003, 4: 0.07}, {2, 1}),
     ],
 )
-def test_the_leader_and_its_company(sizes, costs, targets):
-    assert suspected(findings(sizes, REACHED if targets[0] == 2 else [0.2] * 6), costs) == targets
+def test_the_most_reachable_and_the_cheapest_class_are_suspected(sizes, costs, targets):
+    assert set(suspected(findings(sizes, REACHED), costs)) == targets
 
 
 def test_every_class_that_the_verdict_is_sure_of_is_suspected():
     found = findings([40.0, 38.0, 6.0, 9.0, 8.0, 41.0], REACHED)
     costs = {2: 0.01, 3: 0.02, 1: 0.015, 4: 0.03}
-    assert suspected(found, costs) == [2, 1]
-    assert suspected(found, costs, sure=(2, 3, 4)) == [2, 3, 4]
+    assert suspected(found, costs) == [2]
+    assert set(suspected(found, costs, sure=(2, 3, 4))) == {2, 3, 4}
 
 
-def test_the_class_where_nearly_all_ends_comes_before_the_cheapest():
-    found = findings([40.0, 38.0, 22.0, 36.0, 39.0, 41.0], REACHED, [0.0, 0.1, 0.1, 0.0, 0.8, 0.0])
-    assert suspected(found, {2: 0.03, 3: 0.06, 1: 0.04, 4: 0.07}) == [2, 4]
+def test_a_trigger_to_anywhere_comes_beside_the_most_reachable_class():
+    found = findings([40.0, 38.0, 35.0, 36.0, 39.0, 41.0], REACHED)
+    assert set(suspected(found, {2: 0.05, 3: 0.05, 1: 0.06}, anywhere=0.01)) == {2, ANYWHERE}
+    assert set(suspected(found, {2: 0.05, 3: 0.02, 1: 0.06}, anywhere=0.5)) == {2, 3, ANYWHERE}
 
 
-def test_a_trigger_to_anywhere_that_costs_little_leads():
-    found = findings([40.0, 38.0, 35.0, 36.0, 39.0, 41.0], [0.2] * 6)
-    assert suspected(found, {2: 0.05, 3: 0.05, 1: 0.06}, anywhere=0.01)[0] == ANYWHERE
+def test_a_small_mask_may_grow_threefold_and_a_large_one_by_half():
+    sizes = [4.0, 20.0, 40.0, 60.0]
+    triggers = Triggers(
+        "mask",
+        torch.arange(4),
+        (torch.tensor(sizes) / 784).view(4, 1, 1, 1).expand(4, 1, 28, 28),
+        torch.zeros(4, 1, 28, 28),
+    )
+    assert auto.Suspicion([0, 1, 2, 3], triggers).bounds.tolist() == pytest.approx([12.0, 49.0, 60.0, 90.0])
 
 
 def test_a_training_that_diverged_is_taken_back(suspect):

@@ -19,10 +19,11 @@ from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.prune import prune_with
 from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
-from worker.sanitizer.repair import HEAVY_ANCHOR, LIGHT_ANCHOR, Snapshot, interpolate, snapshot, unlearn
+from worker.sanitizer.repair import Course, Snapshot, interpolate, snapshot, unlearn
 from worker.sanitizer.report import Repair, SyntheticAttackSuccess, Verdict
 from worker.sanitizer.selection import TOLERANCE, accuracy_drop
 from worker.sanitizer.spec import AccuracyBudget
+from worker.sanitizer.training import patchwork
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
 from worker.sanitizer.verdict import (
     INVERSION_BATCH,
@@ -33,22 +34,29 @@ from worker.sanitizer.verdict import (
     inspect,
     judge,
     num_steps,
-    relief,
 )
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.25
 # Classes that are unlearnt on trial, the most reachable ones.
-NUM_TRIALS = 4
-# What a unit of relief weighs beside one of reach when the leader is chosen.
-RELIEF_WEIGHT = 2.0
-# Gradient steps of each half of a trial, and of the repair for each suspect.
+NUM_TRIALS = 6
+# What a trial costs is read off this many patchworks of each image.
+NUM_PATCHWORKS = 8
+# Gradient steps of each half of a trial, and of the repair for each suspect, at least so many.
 TRIAL_STEPS = 100
 UNLEARN_STEPS = 150
+LEAST_UNLEARN_STEPS = 300
+TRIAL = Course(anchor_weight=5.0, trigger_weight=1.0, patchwork=False, batch_size=32, search_batch=8)
+# The surer the verdict, the lighter the anchor.
+SURE = Course(anchor_weight=10.0, trigger_weight=3.0, patchwork=True, batch_size=64, search_batch=INVERSION_BATCH)
+UNSURE = dataclasses.replace(SURE, anchor_weight=30.0)
 # A second mask for each suspect, drawn anew: the first may sit in a corner that the network soon defends.
 FRESH_STEPS = 100
-# A mask may grow by this factor before it counts as a natural feature rather than a leftover of the backdoor.
-GROWTH = 1.5
+# A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, but beyond a
+# sixteenth of the image only by half: what covers more is what an object looks like.
+GROWTH = 3.0
+LEAST_GROWTH = 1.5
+MAX_IMAGE_SHARE = 1 / 16
 # The estimate at which a repair counts as done, and the one above which nothing was repaired.
 REPAIRED_AT = 0.15
 NOT_REPAIRED_AT = 0.5
@@ -67,7 +75,9 @@ class Suspicion:
     @property
     def bounds(self) -> torch.Tensor:
         """Bounds of the masks' ℓ1 norms that the repair must withstand, in pixels."""
-        return GROWTH * self.triggers.size()
+        size_T = self.triggers.size()
+        large = MAX_IMAGE_SHARE * self.triggers.amount_T1HW[0].numel()
+        return torch.minimum(GROWTH * size_T, (LEAST_GROWTH * size_T).clamp_min(large))
 
 
 def auto(bench: Workbench) -> Outcome:
@@ -111,7 +121,8 @@ def _try(bench: Workbench, findings: Findings, before: Snapshot) -> list[Candida
     """Unlearn each of the most reachable targets by itself, and see what that does to the answers on clean images.
 
     Natural features are shared: to unlearn one moves the answers on clean images. A backdoor is a shortcut beside them.
-    Each is unlearnt twice, on either half of the images, and the other half tells the cost.
+    Each is unlearnt twice, on either half of the images, and patchworks of the other half tell the cost: they exercise
+    every natural feature, where whole images rarely hang on a single one.
     """
     network = bench.network
     rows = torch.argsort(findings.reach, descending=True, stable=True).tolist()[:NUM_TRIALS]
@@ -122,17 +133,22 @@ def _try(bench: Workbench, findings: Findings, before: Snapshot) -> list[Candida
     if findings.leads_anywhere:
         tried.append((findings.anywhere, float((findings.size.min() / findings.anywhere.size()[0]).log())))
     halves = _halves(bench)
-    seen = [log_probabilities(network, half.pixels_NCHW) for half in halves]
+    pieced = [
+        torch.cat([patchwork(half.pixels_NCHW, bench.generator) for _ in range(NUM_PATCHWORKS)]) for half in halves
+    ]
+    seen = [log_probabilities(network, pixels_NCHW) for pixels_NCHW in pieced]
     candidates = []
     with bench.phase("try", len(tried) * len(halves) * TRIAL_STEPS) as advance:
         for trigger, prominence in tried:
             costs = []
-            for taught, (asked, seen_NK) in zip(halves, reversed(list(zip(halves, seen, strict=True))), strict=True):
+            for taught, (asked_NCHW, seen_NK) in zip(
+                halves, reversed(list(zip(pieced, seen, strict=True))), strict=True
+            ):
                 unlearn(
-                    network, taught, trigger, GROWTH * trigger.size(), anchor=before, steps=TRIAL_STEPS,
+                    network, taught, trigger, LEAST_GROWTH * trigger.size(), TRIAL, anchor=before, steps=TRIAL_STEPS,
                     generator=bench.generator, advance=advance,
                 )  # fmt: skip
-                costs.append(divergence(seen_NK, log_probabilities(network, asked.pixels_NCHW)))
+                costs.append(divergence(seen_NK, log_probabilities(network, asked_NCHW)))
                 network.load(before)
             cost = sum(costs) / len(costs)
             cost = cost if math.isfinite(cost) else LARGEST_COST
@@ -149,22 +165,17 @@ def _halves(bench: Workbench) -> list[Images]:
 
 
 def _suspicion(findings: Findings, candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
-    """The leader by reach and relief, every target the verdict is sure of, and one more: the attractor or the cheapest.
+    """The most reachable class, the cheapest target, all that the verdict is sure of, and anywhere if it was tried.
 
-    Which of two classes a diffuse trigger leads to is often uncertain, and a natural feature that is cheap to unlearn
-    costs little accuracy.
+    Often they are the same. Where they differ either may be the backdoor's, and a natural feature that is cheap to
+    unlearn costs little.
     """
-    relief_T = relief(candidates)
     reach = {target: float(findings.reach[row]) for row, target in enumerate(findings.classes)}
-    reach[ANYWHERE] = max(reach.values())
-    standing = [reach[one.target] + RELIEF_WEIGHT * float(relief_T[row]) for row, one in enumerate(candidates)]
-    order = sorted(range(len(candidates)), key=lambda row: -standing[row])
-    leader, others = candidates[order[0]], [candidates[row] for row in order[1:]]
-    sure = set(verdict.target_classes) if verdict.verdict == "backdoored" else set()
-    attractor = None if findings.attractor is None else findings.classes[findings.attractor]
-    others.sort(key=lambda one: (one.target not in sure, one.target != attractor, one.cost))
-    num_sure = sum(one.target in sure for one in others)
-    suspects = [leader, *others[: max(1, num_sure)]]
+    reachable = max(candidates, key=lambda one: reach.get(one.target, -math.inf))
+    cheapest = min(candidates, key=lambda one: one.cost)
+    sure = set(verdict.target_classes if verdict.verdict == "backdoored" else []) | {ANYWHERE}
+    suspects = [reachable, cheapest, *(one for one in candidates if one.target in sure)]
+    suspects = list({one.target: one for one in suspects}.values())
     triggers = suspects[0].trigger
     for one in suspects[1:]:
         triggers = triggers.join(one.trigger)
@@ -180,7 +191,7 @@ def _unlearn(
     bench: Workbench,
     suspicion: Suspicion,
     anchor: Snapshot,
-    anchor_weight: float,
+    course: Course,
     mask: Mask,
     advance: Callable[[int], None],
 ) -> None:
@@ -194,13 +205,17 @@ def _unlearn(
         bench.repair,
         suspicion.triggers.join(fresh),
         suspicion.bounds.repeat(2),
+        course,
         anchor=anchor,
-        anchor_weight=anchor_weight,
-        steps=UNLEARN_STEPS * len(suspicion.targets),
+        steps=_num_unlearn_steps(suspicion),
         generator=bench.generator,
         mask=mask,
         advance=advance,
     )
+
+
+def _num_unlearn_steps(suspicion: Suspicion) -> int:
+    return max(LEAST_UNLEARN_STEPS, UNLEARN_STEPS * len(suspicion.targets))
 
 
 def _repair(
@@ -209,9 +224,9 @@ def _repair(
     """Unlearn until no bounded trigger works any more, then keep as much of the way as the budget allows."""
     network, mask = bench.network, outcome.mask
     accuracy_pruned = _select_accuracy(bench)
-    with bench.phase("repair", FRESH_STEPS + UNLEARN_STEPS * len(suspicion.targets)) as advance:
-        anchor_weight = LIGHT_ANCHOR if outcome.verdict.verdict == "backdoored" else HEAVY_ANCHOR
-        _unlearn(bench, suspicion, before, anchor_weight, mask, advance)
+    with bench.phase("repair", FRESH_STEPS + _num_unlearn_steps(suspicion)) as advance:
+        course = SURE if outcome.verdict.verdict == "backdoored" else UNSURE
+        _unlearn(bench, suspicion, before, course, mask, advance)
     repaired = snapshot(network)
     network.load(before)
     right_before_N = _right(bench)
