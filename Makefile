@@ -9,9 +9,10 @@ INSTALLED := $(VENV)/installed
 demo: $(INSTALLED)
 	$(BIN)/lustrate demo
 
-# One process for each core, up to four; a file's tests stay together, and no process takes a second core for its sums.
+# One process for each core, up to four; a file's tests stay together, the slowest files come first, and no process takes
+# a second core for its sums.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -20,6 +20,16 @@ from service import db
 from service.settings import Settings
 
 
+# Folders whose files take a minute or more each: begun first, so that no core waits for the last of them.
+SLOWEST = ("e2e", "battery")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(
+        key=lambda item: SLOWEST.index(item.path.parent.name) if item.path.parent.name in SLOWEST else len(SLOWEST)
+    )
+
+
 def make_settings(data_dir, **changes):
     """Settings for a test, with limits small enough to reach; the defaults are the embedded service's."""
     values = {

@@ -43,10 +43,14 @@ SMALLEST_COST = 1e-6
 # Stands for the cost of a trial that diverged.
 LARGEST_COST = 1e3
 
-# Set by hand on networks of the battery (Fashion-MNIST, 10 % poisoning): not calibrated on a bank, so a verdict states
-# no false-positive rate. benchmarks/results says what was measured since.
-PROMINENCE_THRESHOLD = 0.6
-RELIEF_THRESHOLD = 0.5
+# Set by hand on networks of the battery (Fashion-MNIST, 10 % poisoning), 20 backdoored and 7 clean: not calibrated on
+# a bank of others, so a verdict states no false-positive rate. benchmarks/results says what was measured since.
+BACKDOORED_STRENGTH = 1.2
+SUSPICIOUS_STRENGTH = 0.5
+# A class whose mask is smaller than the median class's by this logarithm is always looked at closely.
+PROMINENT = 0.6
+# Both statistics must speak for a target by at least this.
+AGREEMENT = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +178,9 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
     """Clean, suspicious or backdoored by two unlike statistics that must agree; inconclusive below three classes.
 
     The first is how small the trigger is beside the other classes' (prominence), the second how little of what the
-    network knows has to change for it to be unlearnt (relief): natural features are shared, a shortcut is not.
-    `backdoored` needs one target beyond both thresholds, `suspicious` one beyond either.
+    network knows has to change for it to be unlearnt (relief): natural features are shared, a shortcut is not. Both are
+    logarithms of ratios, and their sum is the strength of the evidence. `backdoored` needs one target of great strength
+    for which both speak; `suspicious` one of some strength, whichever speaks.
     """
     relief_T = relief(candidates)
     tried = {candidate.target: row for row, candidate in enumerate(candidates)}
@@ -197,21 +202,24 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
             reason="With fewer than three classes no class can stand out from the others.",
         )  # fmt: skip
     prominence_T = torch.tensor([candidate.prominence for candidate in candidates], dtype=torch.float64)
-    both_T = torch.minimum(prominence_T / PROMINENCE_THRESHOLD, relief_T / RELIEF_THRESHOLD)
-    either_T = torch.maximum(prominence_T / PROMINENCE_THRESHOLD, relief_T / RELIEF_THRESHOLD)
-    if bool((both_T > 1).any()):
-        verdict, beyond_T, reason = "backdoored", both_T > 1, "Two unlike statistics agree on a target."
-    elif bool((either_T > 1).any()):
-        verdict, beyond_T, reason = "suspicious", either_T > 1, "One statistic of two stands out."
+    strength_T = prominence_T + relief_T
+    agree_T = torch.minimum(prominence_T, relief_T) > AGREEMENT
+    strength_T = torch.where(agree_T, strength_T, strength_T.clamp_max(BACKDOORED_STRENGTH))
+    sure_T = strength_T > BACKDOORED_STRENGTH
+    suspicious_T = strength_T > SUSPICIOUS_STRENGTH
+    if bool(sure_T.any()):
+        verdict, beyond_T, reason = "backdoored", sure_T, "Two unlike statistics agree on a target."
+    elif bool(suspicious_T.any()):
+        verdict, beyond_T, reason = "suspicious", suspicious_T, "A class stands out, but not enough to be sure."
     else:
-        verdict, beyond_T, reason = "clean", both_T > 1, "No class stands out in either statistic."
+        verdict, beyond_T, reason = "clean", sure_T, "No class stands out in either statistic."
     named = [candidates[row].target for row in beyond_T.nonzero().flatten().tolist()]
     if ANYWHERE in named:
         reason += " A small trigger leads away from every label, to no single class: every class may be a target."
     return Verdict(
         verdict=verdict,  # type: ignore[arg-type]
         target_classes=sorted(target for target in named if target != ANYWHERE),
-        score=round(float(both_T.amax()), 4),
+        score=round(float(strength_T.amax()) / BACKDOORED_STRENGTH, 4),
         evidence=evidence,
         reason=reason,
     )

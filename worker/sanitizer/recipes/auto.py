@@ -28,7 +28,7 @@ from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
 from worker.sanitizer.verdict import (
     INVERSION_BATCH,
     LARGEST_COST,
-    PROMINENCE_THRESHOLD,
+    PROMINENT,
     Candidate,
     Findings,
     inspect,
@@ -126,7 +126,7 @@ def _try(bench: Workbench, findings: Findings, before: Snapshot) -> list[Candida
     """
     network = bench.network
     rows = torch.argsort(findings.reach, descending=True, stable=True).tolist()[:NUM_TRIALS]
-    standing_out = (findings.prominence > PROMINENCE_THRESHOLD).nonzero().flatten().tolist()
+    standing_out = (findings.prominence > PROMINENT).nonzero().flatten().tolist()
     attractor = [] if findings.attractor is None else [findings.attractor]
     rows = list(dict.fromkeys([*rows, *attractor, *standing_out]))
     tried = [(findings.triggers.take([row]), float(findings.prominence[row])) for row in rows]
