@@ -19,7 +19,6 @@ from sqlalchemy import make_url
 from service import db
 from service.settings import Settings
 
-
 # Folders whose files take a minute or more each: begun first, so that no core waits for the last of them.
 SLOWEST = ("e2e", "battery")
 
