@@ -11,12 +11,15 @@ import torch
 from pydantic import TypeAdapter
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from worker.sanitizer.case import NearChanceError
+from worker.sanitizer.case import NearChanceError, NonFiniteOutputsError, refuse_non_finite
 from worker.sanitizer.errors import InvalidSpecError
+from worker.sanitizer.evaluate import num_not_finite
+from worker.sanitizer.network import from_module
 from worker.sanitizer.report import Report, to_json
 from worker.sanitizer.sanitize import sanitize
-from worker.sanitizer.spec import FixedFraction, SanitizeSpec
+from worker.sanitizer.spec import FixedFraction, InputSpec, SanitizeSpec
 
 PRUNE = SanitizeSpec(recipe="prune", repair=False, inputs="clean", selection=FixedFraction(fraction=0.2))
 METADATA = {"format": "pt", "note": "kept"}
@@ -195,6 +198,21 @@ def test_labels_that_do_not_fit_the_model_are_refused_before_any_work(run, tmp_p
         run(tmp_path / "out", clean="shifted")
     assert refused.value.code == "clean_accuracy_near_chance"
     assert not (tmp_path / "out").exists()
+
+
+def test_answers_that_are_no_numbers_are_counted_and_refused():
+    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(8, 3))
+    with torch.no_grad():
+        module[2].weight.fill_(3e38)
+        module[0].weight.fill_(1.0)
+        for layer in (module[0], module[2]):
+            layer.bias.zero_()
+    network = from_module(module, InputSpec(height=2, width=2, mean=(0.0,), std=(1.0,)))
+    dark_and_bright = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0]).view(5, 1, 1, 1).expand(5, 1, 2, 2)
+    assert num_not_finite(network, dark_and_bright) == 3
+    with pytest.raises(NonFiniteOutputsError, match="3 of 5"):
+        refuse_non_finite(3, 5)
+    refuse_non_finite(0, 5)
 
 
 @pytest.mark.parametrize("inputs", ["triggered", "difference"])

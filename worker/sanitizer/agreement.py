@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -83,17 +84,15 @@ def judge(
 
 def findings(agreement: Agreement, num_classes: int) -> list[Finding]:
     """What a job would refuse, and mistakes that would explain the network's answers."""
-    found = []
-    try:
-        cases.refuse_near_chance(1 - agreement.num_wrong / len(agreement.labels_N), agreement.labels_N)
-    except SanitizerError as error:
-        found.append(Finding(severity="refusal", code=error.code, message=error.message))
-    if agreement.num_not_finite:
-        message = (
-            f"the model's answers to {agreement.num_not_finite} of {len(agreement.labels_N)} images are not finite "
-            "numbers; correct input.mean and input.std, or look for weights so large that they overflow"
-        )
-        found.append(Finding(severity="warning", code="non_finite_outputs", message=message))
+    found, total = [], len(agreement.labels_N)
+    for refuse in (
+        partial(cases.refuse_near_chance, 1 - agreement.num_wrong / total, agreement.labels_N),
+        partial(cases.refuse_non_finite, agreement.num_not_finite, total),
+    ):
+        try:
+            refuse()
+        except SanitizerError as error:
+            found.append(Finding(severity="refusal", code=error.code, message=error.message))
     # Where the order explains the answers, whatever another normalisation gains is an accident.
     order = _about_order(agreement.predicted_N, agreement.labels_N, num_classes)
     return found + (order or _about_normalisation(agreement.normalisations))

@@ -16,7 +16,7 @@ from worker.sanitizer.checkpoint import Checkpoint
 from worker.sanitizer.checkpoint.repository import Repository
 from worker.sanitizer.dataset import LabelledImages
 from worker.sanitizer.errors import InvalidSpecError, SanitizerError
-from worker.sanitizer.evaluate import accuracy
+from worker.sanitizer.evaluate import accuracy, num_not_finite
 from worker.sanitizer.network import Network, from_graph, from_module
 from worker.sanitizer.refusals import (
     ArchitectureNotFromFileError,
@@ -41,6 +41,12 @@ class NearChanceError(SanitizerError):
     """The model does not classify the clean set: declaration and checkpoint do not fit each other."""
 
     code = "clean_accuracy_near_chance"
+
+
+class NonFiniteOutputsError(SanitizerError):
+    """Some of the model's answers are no numbers, so that no score of it would be one."""
+
+    code = "non_finite_outputs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +206,7 @@ def load(
         clean_format, triggered_format,
     )  # fmt: skip
     refuse_near_chance(accuracy(case.network, clean.pixels_NCHW, clean.labels), clean.labels)
+    refuse_non_finite(num_not_finite(case.network, clean.pixels_NCHW), len(clean))
     return case
 
 
@@ -229,6 +236,19 @@ def check(
         width=input_spec.width,
         kind=kind,
     )
+
+
+def refuse_non_finite(number: int, num_images: int) -> None:
+    """Refuse a model that answers NaN or infinity to some of its own clean images.
+
+    Raises:
+        NonFiniteOutputsError: It does.
+    """
+    if number:
+        raise NonFiniteOutputsError(
+            f"the model's answers to {number} of {num_images} images are not finite numbers; correct input.mean and "
+            "input.std, or look for weights so large that they overflow"
+        )
 
 
 def refuse_near_chance(seen: float, labels_N: Tensor) -> None:

@@ -28,6 +28,12 @@ def predict(network: Network, pixels_NCHW: Tensor) -> Tensor:
     return _over_batches(network, pixels_NCHW, lambda logits_BK: logits_BK.argmax(dim=1))
 
 
+def num_not_finite(network: Network, pixels_NCHW: Tensor) -> int:
+    """How many images get an answer with a NaN or an infinity in it."""
+    finite_N = _over_batches(network, pixels_NCHW, lambda logits_BK: logits_BK.isfinite().all(dim=1))
+    return int(torch.count_nonzero(~finite_N))
+
+
 def accuracy(network: Network, pixels_NCHW: Tensor, labels_N: Tensor) -> float:
     """Share of images predicted as their label."""
     return float((predict(network, pixels_NCHW) == labels_N).double().mean())

@@ -58,7 +58,7 @@ GROWTH = 3.0
 LEAST_GROWTH = 1.5
 MAX_IMAGE_SHARE = 1 / 16
 # The estimate at which a repair counts as done, and the one above which nothing was repaired.
-REPAIRED_AT = 0.15
+REPAIRED_AT = 0.10
 NOT_REPAIRED_AT = 0.5
 ESTIMATE_STEPS = 100
 # Shares of the way from the suspect to the repaired network that are tried, until the budget holds.
