@@ -5,7 +5,6 @@ import importlib
 import pytest
 import torch
 
-from worker.sanitizer.repair import snapshot
 from worker.sanitizer.report import Verdict
 from worker.sanitizer.trigger import ANYWHERE, Triggers
 from worker.sanitizer.verdict import Candidate, Findings
@@ -83,21 +82,3 @@ def test_a_small_mask_may_grow_threefold_and_a_large_one_by_half():
         torch.zeros(4, 1, 28, 28),
     )
     assert auto.Suspicion([0, 1, 2, 3], triggers).bounds.tolist() == pytest.approx([12.0, 49.0, 60.0, 90.0])
-
-
-def test_a_training_that_diverged_is_taken_back(suspect):
-    bench = suspect().bench
-    start = snapshot(bench.network)
-    spoilt = {name: torch.full_like(tensor, torch.nan) for name, tensor in start.items() if tensor.is_floating_point()}
-    right = auto._right(bench)
-    assert auto._walk_back(bench, start, {**start, **spoilt}, right, None) == 0.0
-    assert all(torch.equal(tensor, start[name]) for name, tensor in bench.network.tensors.items())
-
-
-def test_a_repair_that_ruins_the_network_is_taken_back(suspect):
-    bench = suspect().bench
-    start = snapshot(bench.network)
-    ruined = {name: tensor * -3 if tensor.is_floating_point() else tensor for name, tensor in start.items()}
-    share = auto._walk_back(bench, start, ruined, auto._right(bench), 0.02)
-    assert share < 1.0
-    assert float(auto._right(bench).double().mean()) > 0.9

@@ -13,40 +13,24 @@ from dataclasses import dataclass
 import torch
 
 from worker.sanitizer import masks
-from worker.sanitizer.case import Images
-from worker.sanitizer.evaluate import accuracy, divergence, log_probabilities, predict
+from worker.sanitizer.evaluate import accuracy
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.prune import prune_with
+from worker.sanitizer.recipes.trials import try_targets
+from worker.sanitizer.recipes.walk_back import right, walk_back
 from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
-from worker.sanitizer.repair import Course, Snapshot, interpolate, snapshot, unlearn
+from worker.sanitizer.repair import Course, Snapshot, snapshot, unlearn
 from worker.sanitizer.report import Repair, SyntheticAttackSuccess, Verdict
-from worker.sanitizer.selection import TOLERANCE, accuracy_drop
 from worker.sanitizer.spec import AccuracyBudget
-from worker.sanitizer.training import patchwork
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
-from worker.sanitizer.verdict import (
-    INVERSION_BATCH,
-    LARGEST_COST,
-    PROMINENT,
-    Candidate,
-    Findings,
-    inspect,
-    judge,
-    num_steps,
-)
+from worker.sanitizer.verdict import INVERSION_BATCH, Candidate, Findings, inspect, judge, num_steps
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.25
-# Classes that are unlearnt on trial, the most reachable ones.
-NUM_TRIALS = 6
-# What a trial costs is read off this many patchworks of each image.
-NUM_PATCHWORKS = 8
-# Gradient steps of each half of a trial, and of the repair for each suspect, at least so many.
-TRIAL_STEPS = 100
+# Gradient steps of the repair for each suspect, at least so many.
 UNLEARN_STEPS = 150
 LEAST_UNLEARN_STEPS = 300
-TRIAL = Course(anchor_weight=5.0, trigger_weight=1.0, patchwork=False, batch_size=32, search_batch=8)
 # The surer the verdict, the lighter the anchor.
 SURE = Course(anchor_weight=10.0, trigger_weight=3.0, patchwork=True, batch_size=64, search_batch=INVERSION_BATCH)
 UNSURE = dataclasses.replace(SURE, anchor_weight=30.0)
@@ -61,8 +45,6 @@ MAX_IMAGE_SHARE = 1 / 16
 REPAIRED_AT = 0.10
 NOT_REPAIRED_AT = 0.5
 ESTIMATE_STEPS = 100
-# Shares of the way from the suspect to the repaired network that are tried, until the budget holds.
-WALK_BACK = (1.0, 0.85, 0.7, 0.55, 0.4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +67,16 @@ def auto(bench: Workbench) -> Outcome:
     network, spec = bench.network, bench.spec
     asked, budget = spec, None
     if isinstance(spec.selection, AccuracyBudget):
-        budget = spec.selection.max_accuracy_drop
+        budget = spec.selection
         share = PRUNING_SHARE if spec.repair else 1.0
-        selection = dataclasses.replace(spec.selection, max_accuracy_drop=share * budget)
+        selection = dataclasses.replace(budget, max_accuracy_drop=share * budget.max_accuracy_drop)
         asked = dataclasses.replace(spec, selection=selection)
     with bench.phase("invert", num_steps()) as advance:
         findings = inspect(
             network, bench.repair, bench.select, bench.num_classes, generator=bench.generator, advance=advance
         )
     before = snapshot(network)
-    candidates = _try(bench, findings, before)
+    candidates = try_targets(bench, findings, before)
     verdict = judge(findings, candidates, bench.num_classes)
     suspicion = _suspicion(findings, candidates, verdict)
     pruned = prune_with(dataclasses.replace(bench, spec=asked), _exhibited(bench, suspicion), sparing=spec.repair)
@@ -115,53 +97,6 @@ def auto(bench: Workbench) -> Outcome:
         repair = dataclasses.replace(NOT_ATTEMPTED, reason="The specification asks for pruning alone.")
         return dataclasses.replace(outcome, repair=repair, estimate=_estimate(bench, before, suspicion))
     return _repair(bench, outcome, before, suspicion, budget)
-
-
-def _try(bench: Workbench, findings: Findings, before: Snapshot) -> list[Candidate]:
-    """Unlearn each of the most reachable targets by itself, and see what that does to the answers on clean images.
-
-    Natural features are shared: to unlearn one moves the answers on clean images. A backdoor is a shortcut beside them.
-    Each is unlearnt twice, on either half of the images, and patchworks of the other half tell the cost: they exercise
-    every natural feature, where whole images rarely hang on a single one.
-    """
-    network = bench.network
-    rows = torch.argsort(findings.reach, descending=True, stable=True).tolist()[:NUM_TRIALS]
-    standing_out = (findings.prominence > PROMINENT).nonzero().flatten().tolist()
-    attractor = [] if findings.attractor is None else [findings.attractor]
-    rows = list(dict.fromkeys([*rows, *attractor, *standing_out]))
-    tried = [(findings.triggers.take([row]), float(findings.prominence[row])) for row in rows]
-    if findings.leads_anywhere:
-        tried.append((findings.anywhere, float((findings.size.min() / findings.anywhere.size()[0]).log())))
-    halves = _halves(bench)
-    pieced = [
-        torch.cat([patchwork(half.pixels_NCHW, bench.generator) for _ in range(NUM_PATCHWORKS)]) for half in halves
-    ]
-    seen = [log_probabilities(network, pixels_NCHW) for pixels_NCHW in pieced]
-    candidates = []
-    with bench.phase("try", len(tried) * len(halves) * TRIAL_STEPS) as advance:
-        for trigger, prominence in tried:
-            costs = []
-            for taught, (asked_NCHW, seen_NK) in zip(
-                halves, reversed(list(zip(pieced, seen, strict=True))), strict=True
-            ):
-                unlearn(
-                    network, taught, trigger, LEAST_GROWTH * trigger.size(), TRIAL, anchor=before, steps=TRIAL_STEPS,
-                    generator=bench.generator, advance=advance,
-                )  # fmt: skip
-                costs.append(divergence(seen_NK, log_probabilities(network, asked_NCHW)))
-                network.load(before)
-            cost = sum(costs) / len(costs)
-            cost = cost if math.isfinite(cost) else LARGEST_COST
-            candidates.append(Candidate(int(trigger.targets_T[0]), trigger, prominence, cost))
-    return candidates
-
-
-def _halves(bench: Workbench) -> list[Images]:
-    """All clean images that a recipe may see, in two random halves."""
-    pixels_NCHW = torch.cat([bench.repair.pixels_NCHW, bench.select.pixels_NCHW])
-    labels_N = torch.cat([bench.repair.labels, bench.select.labels])
-    order_N = torch.randperm(len(labels_N), generator=bench.generator)
-    return [Images(pixels_NCHW[index], labels_N[index]) for index in order_N.chunk(2)]
 
 
 def _suspicion(findings: Findings, candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
@@ -219,7 +154,7 @@ def _num_unlearn_steps(suspicion: Suspicion) -> int:
 
 
 def _repair(
-    bench: Workbench, outcome: Outcome, before: Snapshot, suspicion: Suspicion, budget: float | None
+    bench: Workbench, outcome: Outcome, before: Snapshot, suspicion: Suspicion, budget: AccuracyBudget | None
 ) -> Outcome:
     """Unlearn until no bounded trigger works any more, then keep as much of the way as the budget allows."""
     network, mask = bench.network, outcome.mask
@@ -229,10 +164,10 @@ def _repair(
         _unlearn(bench, suspicion, before, course, mask, advance)
     repaired = snapshot(network)
     network.load(before)
-    right_before_N = _right(bench)
+    right_before_N = right(bench)
     masks.silence(network, mask)
     start = snapshot(network)
-    share = _walk_back(bench, start, repaired, right_before_N, budget)
+    share = walk_back(bench, start, repaired, right_before_N, budget)
     estimate = _estimate(bench, before, suspicion)
     if estimate.after <= REPAIRED_AT:
         status, reason = "repaired", "No synthesised trigger of the suspect's size works any more."
@@ -253,24 +188,6 @@ def _repair(
         accuracy_after=_select_accuracy(bench),
     )
     return dataclasses.replace(outcome, repair=repair, estimate=estimate)
-
-
-def _walk_back(
-    bench: Workbench, start: Snapshot, repaired: Snapshot, right_before_N: torch.Tensor, budget: float | None
-) -> float:
-    """Go back towards the suspect until the accuracy is admissible; pruned channels are silent all the way.
-
-    What cannot be told from the budget by one standard error is within it. A training that diverged is all taken back.
-    """
-    network = bench.network
-    if all(bool(tensor.isfinite().all()) for tensor in repaired.values() if tensor.is_floating_point()):
-        for share in WALK_BACK:
-            interpolate(network, start, repaired, share)
-            drop, error = accuracy_drop(right_before_N, _right(bench))
-            if budget is None or drop - error <= budget + TOLERANCE:
-                return share
-    network.load(start)
-    return 0.0
 
 
 def _estimate(bench: Workbench, before: Snapshot, suspicion: Suspicion) -> SyntheticAttackSuccess:
@@ -297,10 +214,6 @@ def _estimate(bench: Workbench, before: Snapshot, suspicion: Suspicion) -> Synth
         largest_before = float(success(network, found, select.pixels_NCHW, select.labels).amax())
         network.load(now)
     return SyntheticAttackSuccess(before=largest_before, after=after, num_triggers=len(everything))
-
-
-def _right(bench: Workbench) -> torch.Tensor:
-    return predict(bench.network, bench.select.pixels_NCHW) == bench.select.labels
 
 
 def _select_accuracy(bench: Workbench) -> float:

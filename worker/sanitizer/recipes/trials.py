@@ -1,0 +1,71 @@
+"""Unlearn each candidate by itself and see what it costs: a natural feature is dear, a backdoor is cheap."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from worker.sanitizer.case import Images
+from worker.sanitizer.evaluate import divergence, log_probabilities
+from worker.sanitizer.recipes.workbench import Workbench
+from worker.sanitizer.repair import Course, Snapshot, unlearn
+from worker.sanitizer.training import patchwork
+from worker.sanitizer.verdict import LARGEST_COST, PROMINENT, Candidate, Findings
+
+# The most reachable classes are tried.
+NUM_TRIALS = 6
+# What a trial costs is read off this many patchworks of each image.
+NUM_PATCHWORKS = 8
+# Gradient steps on each half of the images.
+TRIAL_STEPS = 100
+COURSE = Course(anchor_weight=5.0, trigger_weight=1.0, patchwork=False, batch_size=32, search_batch=8)
+# A mask may grow by this factor during its trial.
+GROWTH = 1.5
+
+
+def try_targets(bench: Workbench, findings: Findings, before: Snapshot) -> list[Candidate]:
+    """Unlearn each of the most reachable targets by itself, and see what that does to the answers on clean images.
+
+    Natural features are shared: to unlearn one moves the answers on clean images. A backdoor is a shortcut beside them.
+    Each is unlearnt twice, on either half of the images, and patchworks of the other half tell the cost: they exercise
+    every natural feature, where whole images rarely hang on a single one.
+    """
+    network = bench.network
+    rows = torch.argsort(findings.reach, descending=True, stable=True).tolist()[:NUM_TRIALS]
+    standing_out = (findings.prominence > PROMINENT).nonzero().flatten().tolist()
+    attractor = [] if findings.attractor is None else [findings.attractor]
+    rows = list(dict.fromkeys([*rows, *attractor, *standing_out]))
+    tried = [(findings.triggers.take([row]), float(findings.prominence[row])) for row in rows]
+    if findings.leads_anywhere:
+        tried.append((findings.anywhere, float((findings.size.min() / findings.anywhere.size()[0]).log())))
+    halves = _halves(bench)
+    pieced = [
+        torch.cat([patchwork(half.pixels_NCHW, bench.generator) for _ in range(NUM_PATCHWORKS)]) for half in halves
+    ]
+    seen = [log_probabilities(network, pixels_NCHW) for pixels_NCHW in pieced]
+    candidates = []
+    with bench.phase("try", len(tried) * len(halves) * TRIAL_STEPS) as advance:
+        for trigger, prominence in tried:
+            costs = []
+            for taught, (asked_NCHW, seen_NK) in zip(
+                halves, reversed(list(zip(pieced, seen, strict=True))), strict=True
+            ):
+                unlearn(
+                    network, taught, trigger, GROWTH * trigger.size(), COURSE, anchor=before, steps=TRIAL_STEPS,
+                    generator=bench.generator, advance=advance,
+                )  # fmt: skip
+                costs.append(divergence(seen_NK, log_probabilities(network, asked_NCHW)))
+                network.load(before)
+            cost = sum(costs) / len(costs)
+            cost = cost if math.isfinite(cost) else LARGEST_COST
+            candidates.append(Candidate(int(trigger.targets_T[0]), trigger, prominence, cost))
+    return candidates
+
+
+def _halves(bench: Workbench) -> list[Images]:
+    """All clean images that a recipe may see, in two random halves."""
+    pixels_NCHW = torch.cat([bench.repair.pixels_NCHW, bench.select.pixels_NCHW])
+    labels_N = torch.cat([bench.repair.labels, bench.select.labels])
+    order_N = torch.randperm(len(labels_N), generator=bench.generator)
+    return [Images(pixels_NCHW[index], labels_N[index]) for index in order_N.chunk(2)]

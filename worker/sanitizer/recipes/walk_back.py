@@ -1,0 +1,51 @@
+"""Keep as much of a repair as the accuracy budget allows."""
+
+from __future__ import annotations
+
+import torch
+
+from worker.sanitizer.evaluate import predict
+from worker.sanitizer.recipes.workbench import Workbench
+from worker.sanitizer.repair import Snapshot, interpolate
+from worker.sanitizer.selection import TOLERANCE, accuracy_drop
+from worker.sanitizer.spec import AccuracyBudget
+
+# Shares of the way from the suspect to the repaired network that are tried, until the budget holds.
+WALK_BACK = (1.0, 0.85, 0.7, 0.55, 0.4)
+
+
+def walk_back(
+    bench: Workbench, start: Snapshot, repaired: Snapshot, right_before_N: torch.Tensor, budget: AccuracyBudget | None
+) -> float:
+    """Go back towards the suspect until the accuracy is admissible; pruned channels are silent all the way.
+
+    A training that diverged is all taken back.
+    """
+    network = bench.network
+    if all(bool(tensor.isfinite().all()) for tensor in repaired.values() if tensor.is_floating_point()):
+        for share in WALK_BACK:
+            interpolate(network, start, repaired, share)
+            if budget is None or admissible(budget, right_before_N, right(bench), bench.select.labels):
+                return share
+    network.load(start)
+    return 0.0
+
+
+def admissible(
+    budget: AccuracyBudget, right_before_N: torch.Tensor, right_after_N: torch.Tensor, labels_N: torch.Tensor
+) -> bool:
+    """Whether what was lost, of the whole and of each class, cannot be told from its bound by one standard error."""
+
+    def within(which_N: torch.Tensor, bound: float) -> bool:
+        drop, error = accuracy_drop(right_before_N[which_N], right_after_N[which_N])
+        return drop - error <= bound + TOLERANCE
+
+    bound = budget.max_recall_drop
+    return within(torch.ones_like(right_before_N), budget.max_accuracy_drop) and (
+        bound is None or all(within(labels_N == label, bound) for label in torch.unique(labels_N))
+    )
+
+
+def right(bench: Workbench) -> torch.Tensor:
+    """Which of the images to choose with the network classifies as their label, (N,) bool."""
+    return predict(bench.network, bench.select.pixels_NCHW) == bench.select.labels
