@@ -73,12 +73,12 @@ def test_a_trigger_to_anywhere_comes_beside_the_most_reachable_class():
     assert set(suspected(found, {2: 0.05, 3: 0.02, 1: 0.06}, anywhere=0.5)) == {2, 3, ANYWHERE}
 
 
-def test_a_small_mask_may_grow_threefold_and_a_large_one_by_half():
-    sizes = [4.0, 20.0, 40.0, 60.0]
+def test_a_small_mask_may_grow_threefold_a_large_one_by_half_and_a_tiny_one_to_a_64th_of_the_image():
+    sizes = [2.0, 5.0, 20.0, 40.0, 60.0]
     triggers = Triggers(
         "mask",
         torch.arange(4),
-        (torch.tensor(sizes) / 784).view(4, 1, 1, 1).expand(4, 1, 28, 28),
-        torch.zeros(4, 1, 28, 28),
+        (torch.tensor(sizes) / 784).view(5, 1, 1, 1).expand(5, 1, 28, 28),
+        torch.zeros(5, 1, 28, 28),
     )
-    assert auto.Suspicion([0, 1, 2, 3], triggers).bounds.tolist() == pytest.approx([12.0, 49.0, 60.0, 90.0])
+    assert auto.Suspicion([0, 1, 2, 3, 4], triggers).bounds.tolist() == pytest.approx([12.25, 15.0, 49.0, 60.0, 90.0])

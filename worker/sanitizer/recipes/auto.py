@@ -36,10 +36,11 @@ SURE = Course(anchor_weight=10.0, trigger_weight=3.0, patchwork=True, batch_size
 UNSURE = dataclasses.replace(SURE, anchor_weight=30.0)
 # A second mask for each suspect, drawn anew: the first may sit in a corner that the network soon defends.
 FRESH_STEPS = 100
-# A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, but beyond a
-# sixteenth of the image only by half: what covers more is what an object looks like.
+# A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, and always to a
+# 64th of the image, but beyond a sixteenth of it only by half: what covers more is what an object looks like.
 GROWTH = 3.0
 LEAST_GROWTH = 1.5
+MIN_IMAGE_SHARE = 1 / 64
 MAX_IMAGE_SHARE = 1 / 16
 # The estimate at which a repair counts as done, and the one above which nothing was repaired.
 REPAIRED_AT = 0.10
@@ -57,9 +58,9 @@ class Suspicion:
     @property
     def bounds(self) -> torch.Tensor:
         """Bounds of the masks' ℓ1 norms that the repair must withstand, in pixels."""
-        size_T = self.triggers.size()
-        large = MAX_IMAGE_SHARE * self.triggers.amount_T1HW[0].numel()
-        return torch.minimum(GROWTH * size_T, (LEAST_GROWTH * size_T).clamp_min(large))
+        size_T, area = self.triggers.size(), self.triggers.amount_T1HW[0].numel()
+        most_T = (LEAST_GROWTH * size_T).clamp_min(MAX_IMAGE_SHARE * area)
+        return torch.minimum((GROWTH * size_T).clamp_min(MIN_IMAGE_SHARE * area), most_T)
 
 
 def auto(bench: Workbench) -> Outcome:
