@@ -7,7 +7,6 @@ from benchmarks.trips import runtimes, suspect
 from benchmarks.trips.trip import difference
 from tests.e2e.conftest import Bundle, assert_delivered
 
-
 SPEC = {"recipe": "prune", "inputs": "clean", "repair": False}
 
 

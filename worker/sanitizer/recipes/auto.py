@@ -36,8 +36,8 @@ SURE = Course(anchor_weight=10.0, trigger_weight=3.0, patchwork=True, batch_size
 UNSURE = dataclasses.replace(SURE, anchor_weight=30.0)
 # A second mask for each suspect, drawn anew: the first may sit in a corner that the network soon defends.
 FRESH_STEPS = 100
-# A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, and always to a
-# 64th of the image, but beyond a sixteenth of it only by half: what covers more is what an object looks like.
+# A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, and always to
+# a 64th of the image, but beyond a sixteenth of it only by half: what covers more is what an object looks like.
 GROWTH = 3.0
 LEAST_GROWTH = 1.5
 MIN_IMAGE_SHARE = 1 / 64
