@@ -74,7 +74,8 @@ def whole(run, tmp_path_factory):
 def shorten(monkeypatch):
     for module, values in {
         "verdict": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5},
-        "recipes.auto": {"FRESH_STEPS": 4, "TRIAL_STEPS": 4, "UNLEARN_STEPS": 8, "ESTIMATE_STEPS": 4},
+        "recipes.trials": {"TRIAL_STEPS": 4},
+        "recipes.auto": {"FRESH_STEPS": 4, "UNLEARN_STEPS": 8, "LEAST_UNLEARN_STEPS": 8, "ESTIMATE_STEPS": 4},
     }.items():
         for name, value in values.items():
             monkeypatch.setattr(sys.modules[f"worker.sanitizer.{module}"], name, value)
