@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.battery import provenance
+from benchmarks.markdown import table
 from benchmarks.trips import suspect
-from benchmarks.trips.page import table, versions
+from benchmarks.trips.page import versions
 from benchmarks.trips.runtimes import FORMATS
 from worker.sanitizer.spec import FixedFraction, SanitizeSpec
 

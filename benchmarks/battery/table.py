@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
+from benchmarks import markdown
 from benchmarks.battery import attacks, provenance, reach
 from benchmarks.battery.board import Board, Group, accuracy_lost, attack_success, clean, der, load, planted
 from benchmarks.battery.calibration import is_calibration
@@ -186,7 +187,7 @@ def _page(title: str, board: Board, note: str, *parts: str) -> str:
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *lines]) + "\n"
+    return "\n".join(markdown.table(head, lines)) + "\n"
 
 
 def _means(group: Group) -> list[str]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from worker.sanitizer.architectures import UnknownArchitectureError, build, names
+from worker.sanitizer.architectures.hugging_face.design import Classifier
 from worker.sanitizer.spec import ArchitectureSpec, InputSpec
 
 NUM_CLASSES = 5
@@ -84,23 +85,10 @@ class Architecture:
         return module
 
 
-class Logits(nn.Module):
-    """Takes the logits out of what a model of transformers returns."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Logits (N, K)."""
-        logits: Tensor = self.model(images_NCHW).logits
-        return logits
-
-
 def _of_transformers(name: str, options: Mapping[str, Any]) -> nn.Module:
     library = importlib.import_module("transformers")
     config = getattr(library, f"{name}Config")(num_labels=NUM_CLASSES, **options)
-    return Logits(getattr(library, f"{name}ForImageClassification")(config))
+    return Classifier(getattr(library, f"{name}ForImageClassification")(config))
 
 
 def randomised(module: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.battery import provenance
+from benchmarks.markdown import table
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "safetensors", "onnx", "onnxruntime", "onnxscript")
 
@@ -53,11 +54,6 @@ def write(rows: Sequence[Mapping[str, Any]], formats: Sequence[str]) -> str:
     seconds = sum(row["seconds"] for row in rows)
     lines += ["", f"The {len(rows)} trips took {seconds / 60:.0f} minutes of processor time on one thread."]
     return "\n".join(lines) + "\n"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows)]
 
 
 def versions() -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -61,7 +60,6 @@ class Trip:
         num_silenced: Sites that lost channels.
         num_silent: Of those, the ones whose channels are zero in the original's own library on every image.
         parameters: Number of values.
-        seconds: Of the whole trip.
     """
 
     source: str
@@ -79,7 +77,6 @@ class Trip:
     num_silenced: int = 0
     num_silent: int = 0
     parameters: int = 0
-    seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -89,7 +86,6 @@ class Trip:
 def make_trip(architecture: Architecture, kind: str, seconds: int = 600) -> Trip:
     """Send one architecture through one format; whatever fails is in the answer, under its code."""
     trip = Trip(architecture.source, architecture.name, architecture.side, kind)
-    began = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as folder, _limit(seconds):
             _go(trip, architecture, Path(folder))
@@ -97,7 +93,6 @@ def make_trip(architecture: Architecture, kind: str, seconds: int = 600) -> Trip
         trip.code, trip.detail = error.code, _line(error)
     except Exception as error:  # a foreign library, and any mistake of ours, is a row of the table too
         trip.code, trip.detail = f"crashed: {type(error).__name__}", _line(error)
-    trip.seconds = round(time.perf_counter() - began, 1)
     return trip
 
 

@@ -2,17 +2,15 @@
 
 import pytest
 
+from benchmarks.formats import RECIPES
 from benchmarks.trips import suspect
 from benchmarks.trips.runtimes import FORMATS
 from benchmarks.trips.trip import TOLERANCES, difference
-from worker.sanitizer.spec import FixedFraction, SanitizeSpec
-
-SPEC = SanitizeSpec(recipe="prune", inputs="clean", selection=FixedFraction(fraction=0.25), device="cpu")
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    return {kind: suspect.run(kind, tmp_path_factory.mktemp(kind), SPEC) for kind in FORMATS}
+    return {kind: suspect.run(kind, tmp_path_factory.mktemp(kind), RECIPES["fixed"]) for kind in FORMATS}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
