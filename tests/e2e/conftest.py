@@ -74,6 +74,21 @@ class Stack:
         self.processes[name] = process
         return process
 
+    def start_parts(self):
+        """The API, the worker and beat, each a process of its own, on a database made ready."""
+        self.migrate()
+        for name in ("api", "worker", "beat"):
+            self.start(name)
+        self.wait_until_ready()
+        return self
+
+    def start_up(self):
+        """The embedded service as a stranger starts it."""
+        arguments = ["-m", "service.client.main", "up", "--data-dir", str(self.data_dir), "--port", str(self.port)]
+        self.start("up", arguments)
+        self.wait_until_ready()
+        return self
+
     def wait_until_ready(self):
         def is_ready():
             self.assert_alive()

@@ -14,12 +14,7 @@ def stack(request, make_stack):
     if request.param == "production":
         environment["LUSTRATE_DATABASE_URL"] = request.getfixturevalue("postgresql_url")
         environment["LUSTRATE_BROKER_URL"] = request.getfixturevalue("redis_url")
-    stack = make_stack(environment)
-    stack.migrate()
-    for name in ("api", "worker", "beat"):
-        stack.start(name)
-    stack.wait_until_ready()
-    return stack
+    return make_stack(environment).start_parts()
 
 
 def test_a_worker_killed_in_mid_job_costs_an_attempt_and_the_job_ends_once(stack, tmp_path):

@@ -14,12 +14,7 @@ from tests.e2e.conftest import JOB_SECONDS, ROOT, Bundle, assert_backdoor_gone, 
 
 @pytest.fixture
 def stack(make_stack):
-    """The embedded service as a stranger starts it."""
-    stack = make_stack()
-    arguments = ["-m", "service.client.main", "up", "--data-dir", str(stack.data_dir), "--port", str(stack.port)]
-    stack.start("up", arguments)
-    stack.wait_until_ready()
-    return stack
+    return make_stack().start_up()
 
 
 def test_the_whole_path_on_the_embedded_default(stack, tmp_path):

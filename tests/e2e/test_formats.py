@@ -12,11 +12,7 @@ SPEC = {"recipe": "prune", "inputs": "clean", "repair": False}
 
 @pytest.fixture
 def stack(make_stack):
-    stack = make_stack()
-    arguments = ["-m", "service.client.main", "up", "--data-dir", str(stack.data_dir), "--port", str(stack.port)]
-    stack.start("up", arguments)
-    stack.wait_until_ready()
-    return stack
+    return make_stack().start_up()
 
 
 def test_programs_are_sanitized_over_http_and_load_where_they_came_from(stack, tmp_path):

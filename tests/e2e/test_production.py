@@ -5,12 +5,7 @@ from tests.e2e.conftest import Bundle, assert_delivered
 
 @pytest.fixture
 def stack(make_stack, postgresql_url, redis_url):
-    stack = make_stack({"LUSTRATE_DATABASE_URL": postgresql_url, "LUSTRATE_BROKER_URL": redis_url})
-    stack.migrate()
-    for name in ("api", "worker", "beat"):
-        stack.start(name)
-    stack.wait_until_ready()
-    return stack
+    return make_stack({"LUSTRATE_DATABASE_URL": postgresql_url, "LUSTRATE_BROKER_URL": redis_url}).start_parts()
 
 
 def test_the_whole_path_on_postgresql_and_redis(stack, tmp_path):
