@@ -16,7 +16,7 @@ from torch import Tensor
 from worker.sanitizer import case as cases
 from worker.sanitizer.activations import batched
 from worker.sanitizer.errors import SanitizerError
-from worker.sanitizer.evaluate import wilson
+from worker.sanitizer.evaluate import is_finite, wilson
 from worker.sanitizer.findings import Disagreement, Finding, Normalisation
 from worker.sanitizer.network import Network
 from worker.sanitizer.spec import InputSpec
@@ -66,18 +66,19 @@ def judge(
     network: Network, pixels_NCHW: Tensor, labels_N: Tensor, input_spec: InputSpec, progress: Progress
 ) -> Agreement:
     """Ask the network about every image, and about some of them under other normalisations."""
-    parts: list[tuple[Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for batch_NCHW in batched(pixels_NCHW):
         with torch.no_grad():
-            confidence_N, predicted_N = network(batch_NCHW.to(network.device)).softmax(dim=1).max(dim=1)
-        parts.append((predicted_N.cpu(), confidence_N.cpu()))
+            logits_NK = network(batch_NCHW.to(network.device))
+        confidence_N, predicted_N = logits_NK.softmax(dim=1).max(dim=1)
+        parts.append((predicted_N.cpu(), confidence_N.cpu(), is_finite(logits_NK).cpu()))
         progress("predict", sum(len(part[0]) for part in parts), len(pixels_NCHW))
-    confidence_N = torch.cat([part[1] for part in parts])
+    predicted_N, confidence_N, finite_N = (torch.cat(column) for column in zip(*parts, strict=True))
     return Agreement(
-        torch.cat([part[0] for part in parts]),
+        predicted_N,
         confidence_N.nan_to_num(0.0),
         labels_N,
-        int(torch.count_nonzero(~confidence_N.isfinite())),
+        int(torch.count_nonzero(~finite_N)),
         _try_normalisations(network, pixels_NCHW, labels_N, input_spec, progress),
     )
 

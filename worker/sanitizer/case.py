@@ -16,7 +16,7 @@ from worker.sanitizer.checkpoint import Checkpoint
 from worker.sanitizer.checkpoint.repository import Repository
 from worker.sanitizer.dataset import LabelledImages
 from worker.sanitizer.errors import InvalidSpecError, SanitizerError
-from worker.sanitizer.evaluate import accuracy, num_not_finite
+from worker.sanitizer.evaluate import predict_finite
 from worker.sanitizer.network import Network, from_graph, from_module
 from worker.sanitizer.refusals import (
     ArchitectureNotFromFileError,
@@ -205,8 +205,9 @@ def load(
         checkpoint, network, architecture.num_classes, profile, select, holdout, guide, score, target_class,
         clean_format, triggered_format,
     )  # fmt: skip
-    refuse_near_chance(accuracy(case.network, clean.pixels_NCHW, clean.labels), clean.labels)
-    refuse_non_finite(num_not_finite(case.network, clean.pixels_NCHW), len(clean))
+    predicted_N, finite_N = predict_finite(case.network, clean.pixels_NCHW)
+    refuse_near_chance(float((predicted_N == clean.labels).double().mean()), clean.labels)
+    refuse_non_finite(int(torch.count_nonzero(~finite_N)), len(clean))
     return case
 
 

@@ -28,10 +28,17 @@ def predict(network: Network, pixels_NCHW: Tensor) -> Tensor:
     return _over_batches(network, pixels_NCHW, lambda logits_BK: logits_BK.argmax(dim=1))
 
 
-def num_not_finite(network: Network, pixels_NCHW: Tensor) -> int:
-    """How many images get an answer with a NaN or an infinity in it."""
-    finite_N = _over_batches(network, pixels_NCHW, lambda logits_BK: logits_BK.isfinite().all(dim=1))
-    return int(torch.count_nonzero(~finite_N))
+def predict_finite(network: Network, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """As `predict`, and whether each answer is free of NaN and infinity, (N,) bool, in the same pass."""
+    both_N2 = _over_batches(
+        network, pixels_NCHW, lambda logits_BK: torch.stack([logits_BK.argmax(dim=1), is_finite(logits_BK)], dim=1)
+    )
+    return both_N2[:, 0], both_N2[:, 1].bool()
+
+
+def is_finite(logits_BK: Tensor) -> Tensor:
+    """Which answers hold neither NaN nor infinity, (B,) bool."""
+    return logits_BK.isfinite().all(dim=1)
 
 
 def accuracy(network: Network, pixels_NCHW: Tensor, labels_N: Tensor) -> float:
