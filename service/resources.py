@@ -19,7 +19,7 @@ _NOUNS: dict[type, tuple[str, str, str]] = {
     DatasetRow: (ids.DATASET, "dataset", "data set"),
 }
 
-_KINDS = {"model": ids.MODEL, "data set": ids.DATASET, "job": ids.JOB}
+_KINDS = {noun: prefix for prefix, _, noun in _NOUNS.values()} | {"job": ids.JOB}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

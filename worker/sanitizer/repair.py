@@ -106,17 +106,15 @@ def unlearn(
         shown = [pixels_BCHW, stamp_randomly(search.triggers(), pixels_BCHW, generator)]
         if course.patchwork:
             shown.append(patchwork(pixels_BCHW, generator))
-        anchored_BCHW = shown[-1] if course.patchwork else pixels_BCHW
+        anchored = len(shown) - 1 if course.patchwork else 0
         with torch.no_grad():
-            anchor_BK = network(anchored_BCHW, anchor).softmax(dim=1)
+            anchor_BK = network(shown[anchored], anchor).softmax(dim=1)
         # One pass over all of them: small batches cost more than their share.
-        logits_BK, stamped_BK, *pieced = torch.split(network(torch.cat(shown)), len(pixels_BCHW))
-        anchored_BK = pieced[0] if pieced else logits_BK
-        loss = functional.cross_entropy(logits_BK, labels_B)
-        loss = loss + course.anchor_weight * functional.kl_div(
-            anchored_BK.log_softmax(dim=1), anchor_BK, reduction="batchmean"
-        )
-        loss = loss + course.trigger_weight * functional.cross_entropy(stamped_BK, labels_B)
+        logits = torch.split(network(torch.cat(shown)), len(pixels_BCHW))
+        forgotten = functional.kl_div(logits[anchored].log_softmax(dim=1), anchor_BK, reduction="batchmean")
+        loss = functional.cross_entropy(logits[0], labels_B)
+        loss = loss + course.anchor_weight * forgotten
+        loss = loss + course.trigger_weight * functional.cross_entropy(logits[1], labels_B)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -85,11 +85,11 @@ def read(path: Path, members: list[Member]) -> Repository:
         )
     with path.open("rb") as file:
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    for name in (CONFIG, PREPROCESSOR):
-        if name in found:
-            hugging_face.refuse_code(_unpack(view, found[name]), name)
+    described = hugging_face.parse(_unpack(view, found[CONFIG]))
+    if PREPROCESSOR in found:
+        hugging_face.refuse_code(_unpack(view, found[PREPROCESSOR]), PREPROCESSOR)
     return Repository(
-        described=hugging_face.parse(_unpack(view, found[CONFIG])),
+        described=described,
         weights=safetensors_file.read(path, start=member.data_start, size=member.stored_bytes),
         member=member,
         view=view,

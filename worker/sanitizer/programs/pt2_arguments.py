@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 
 from worker.sanitizer.programs import pt2_document as documents
 from worker.sanitizer.programs.operators import schema_of
+from worker.sanitizer.programs.pt2_tensors import DTYPES
 from worker.sanitizer.refusals import CustomObjectError, ProgramArgumentError
 
 Values = Callable[[object], fx.Node]
@@ -19,18 +20,7 @@ Values = Callable[[object], fx.Node]
 MAX_ITEMS = 10_000
 MAX_STRING_CHARACTERS = 200
 # The graph computes in float32, whatever it was exported in, as the network of a state dict does.
-_DTYPES = {
-    1: torch.uint8,
-    2: torch.int8,
-    3: torch.int16,
-    4: torch.int32,
-    5: torch.int64,
-    6: torch.float32,
-    7: torch.float32,
-    8: torch.float32,
-    12: torch.bool,
-    13: torch.float32,
-}
+_DTYPES = {number: torch.float32 if dtype.is_floating_point else dtype for number, dtype in DTYPES.items()}
 _MEMORY_FORMATS = {
     1: torch.contiguous_format,
     2: torch.channels_last,

@@ -48,14 +48,12 @@ def try_targets(bench: Workbench, findings: Findings, before: Snapshot) -> list[
     with bench.phase("try", len(tried) * len(halves) * TRIAL_STEPS) as advance:
         for trigger, prominence in tried:
             costs = []
-            for taught, (asked_NCHW, seen_NK) in zip(
-                halves, reversed(list(zip(pieced, seen, strict=True))), strict=True
-            ):
+            for taught, asked in ((0, 1), (1, 0)):
                 unlearn(
-                    network, taught, trigger, GROWTH * trigger.size(), COURSE, anchor=before, steps=TRIAL_STEPS,
+                    network, halves[taught], trigger, GROWTH * trigger.size(), COURSE, anchor=before, steps=TRIAL_STEPS,
                     generator=bench.generator, advance=advance,
                 )  # fmt: skip
-                costs.append(divergence(seen_NK, log_probabilities(network, asked_NCHW)))
+                costs.append(divergence(seen[asked], log_probabilities(network, pieced[asked])))
                 network.load(before)
             cost = sum(costs) / len(costs)
             cost = cost if math.isfinite(cost) else LARGEST_COST
