@@ -36,7 +36,7 @@ safetensors: the product builds the architecture itself, and `unknown_architectu
 
 
 def write(rows: Sequence[Mapping[str, Any]], formats: Sequence[str]) -> str:
-    """The whole page."""
+    """The whole page, from trips that each say their `commit` and their `seconds` of processor time."""
     by_name: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         by_name.setdefault((row["source"], row["name"]), {})[row["format"]] = row

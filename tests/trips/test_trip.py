@@ -45,10 +45,11 @@ def test_a_failure_is_a_row_with_its_code():
     found = make_trip(Architecture("timm", "no_such_network", 16), "safetensors")
     assert found.code != "ok"
     assert found.detail
-    text = page.write([found.as_dict() | {"commit": "0"}], ["safetensors", "pt2"])
+    text = page.write([found.as_dict() | {"commit": "0", "seconds": 90.0}], ["safetensors", "pt2"])
     assert f"**{found.code}**" in text
     assert "0 of 1" in text
     assert "not run" in text
+    assert "1 trips took 2 minutes" in text
 
 
 @pytest.fixture(scope="module")
