@@ -33,7 +33,7 @@ def test_the_whole_path_on_the_embedded_default(stack, tmp_path):
     assert refusal.value.code == "job_failed"
 
     # The default recipe takes longer; the demo below and the production test run it.
-    first, second = bundle.submit(recipe="prune"), bundle.submit(recipe="prune")
+    first, second = (bundle.submit(recipe="prune", inputs="clean") for _ in range(2))
     phases = set()
     job = client.wait(first, on_progress=lambda job: phases.add(job["phase"]), timeout_seconds=JOB_SECONDS)
     assert job["state"] == "succeeded", job["error"]

@@ -17,9 +17,11 @@ from worker.sanitizer.case import NearChanceError, NonFiniteOutputsError, refuse
 from worker.sanitizer.errors import InvalidSpecError
 from worker.sanitizer.evaluate import predict, predict_finite
 from worker.sanitizer.network import from_module
+from worker.sanitizer.recipes import RECIPES
 from worker.sanitizer.report import Report, to_json
 from worker.sanitizer.sanitize import sanitize
 from worker.sanitizer.spec import FixedFraction, InputSpec, SanitizeSpec
+from worker.sanitizer.training import Schedule
 
 PRUNE = SanitizeSpec(recipe="prune", repair=False, inputs="clean", selection=FixedFraction(fraction=0.2))
 METADATA = {"format": "pt", "note": "kept"}
@@ -76,9 +78,15 @@ def shorten(monkeypatch):
         "verdict": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5},
         "recipes.trials": {"TRIAL_STEPS": 4},
         "recipes.auto": {"FRESH_STEPS": 4, "UNLEARN_STEPS": 8, "LEAST_UNLEARN_STEPS": 8, "ESTIMATE_STEPS": 4},
+        "recipes.awm": {"ASCENT_STEPS": 2, "MASK_STEPS": 2},
+        "recipes.i_bau": {"ASCENT_STEPS": 2, "OUTER_STEPS": 2},
+        "recipes.nc_unlearn": {"SYNTHESIS_STEPS": 4},
+        "recipes.prune": {"SYNTHESIS_STEPS": 4},
+        "recipes.rnp": {"MAX_STEPS": 4},
     }.items():
         for name, value in values.items():
             monkeypatch.setattr(sys.modules[f"worker.sanitizer.{module}"], name, value)
+    monkeypatch.setattr(Schedule, "num_steps", lambda _schedule, _num_images: 4)
 
 
 def check_digests(report, before, after):
@@ -192,6 +200,17 @@ def test_auto_without_repair_judges_and_prunes(run, tmp_path, monkeypatch, files
         keep = [channel for channel in range(layer.num_channels) if channel not in layer.pruned_channels]
         for name in layer.tensors:
             assert torch.equal(before[name][keep], after[name][keep]), "nothing was trained"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_goes_the_whole_way_with_trigger_samples_and_figures(run, tmp_path, monkeypatch, recipe):
+    shorten(monkeypatch)
+    spec = SanitizeSpec(recipe=recipe)
+    report = run(tmp_path / "out", triggered="triggered", spec=spec, figures_path=tmp_path / "figures")
+    assert report.attack_success.status == "measured"
+    assert all(set(layer.norms) == {"linf", "l1", "l2"} for layer in report.layers)
+    assert [row.name for row in report.bias] == [layer.name for layer in report.layers]
+    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == sorted(one.name for one in report.figures)
 
 
 def test_labels_that_do_not_fit_the_model_are_refused_before_any_work(run, tmp_path):

@@ -63,6 +63,5 @@ def fine_pruning(bench: Workbench) -> Outcome:
         ),
         mask=mask,
         scores=scores,
-        statistics=clean,
         curve=curve(points, site.num_channels, len(select), points[0].accuracy * RELATIVE_ACCURACY_DROP),
     )

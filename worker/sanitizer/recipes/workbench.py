@@ -57,7 +57,7 @@ class Outcome:
         choice: What was chosen, and why, in a sentence.
         mask: Channels that are silent now, per site.
         scores: Standardised scores per site that was ranked, (C,).
-        statistics: Clean activation statistics per site, where they were taken.
+        statistics: Clean activation statistics of every site, or nothing where not all were taken.
         curve: The sweep, where there was one.
         triggers: Synthesised triggers, most suspicious first, each with its success on the selection images.
         triggered: Statistics under the triggers that guided, where there were any.
