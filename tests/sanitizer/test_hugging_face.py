@@ -350,9 +350,10 @@ def test_a_configuration_that_the_weights_do_not_fit_is_refused_without_making_t
 
 @pytest.mark.filterwarnings("ignore")
 def test_tables_that_no_file_holds_are_bounded_too(transformers, tmp_path):
-    fields = {**PLAIN_VIT, "use_relative_position_bias": True}
-    saved(transformers, tmp_path / "in", "beit", fields)
-    path = rewritten(tmp_path / "in", tmp_path / "in.zip", image_size=4096, patch_size=8)
+    fields = dict(next(case for case in FAMILY_CASES if case[0] == "swin")[2])
+    saved(transformers, tmp_path / "in", "swin", fields)
+    # A window of 64 by 64 has a table of 4096 by 4096 positions, in each of the 16 blocks.
+    path = rewritten(tmp_path / "in", tmp_path / "in.zip", image_size=4096, window_size=64, depths=[8, 8])
     with pytest.raises(InvalidConfigFieldError, match="tables"):
         load_network(path, spec(), plain(16), CPU)
 
