@@ -44,6 +44,8 @@ def try_targets(bench: Workbench, findings: Findings, before: Snapshot) -> list[
         torch.cat([patchwork(half.pixels_NCHW, bench.generator) for _ in range(NUM_PATCHWORKS)]) for half in halves
     ]
     seen = [log_probabilities(network, pixels_NCHW) for pixels_NCHW in pieced]
+    # Every trial on the same half draws the same batches: what differs is the trigger alone.
+    seeds = [int(torch.randint(2**31, (), generator=bench.generator)) for _ in halves]
     candidates = []
     with bench.phase("try", len(tried) * len(halves) * TRIAL_STEPS) as advance:
         for trigger, prominence in tried:
@@ -51,7 +53,7 @@ def try_targets(bench: Workbench, findings: Findings, before: Snapshot) -> list[
             for taught, asked in ((0, 1), (1, 0)):
                 unlearn(
                     network, halves[taught], trigger, GROWTH * trigger.size(), COURSE, anchor=before, steps=TRIAL_STEPS,
-                    generator=bench.generator, advance=advance,
+                    generator=torch.Generator().manual_seed(seeds[taught]), advance=advance,
                 )  # fmt: skip
                 costs.append(divergence(seen[asked], log_probabilities(network, pieced[asked])))
                 network.load(before)

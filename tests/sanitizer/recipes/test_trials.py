@@ -1,0 +1,43 @@
+"""What unlearning a candidate on trial costs: by itself, whatever else is tried, and little for a backdoor."""
+
+import importlib
+
+import pytest
+import torch
+
+from tests.sanitizer.conftest import TARGET
+from worker.sanitizer.repair import snapshot
+from worker.sanitizer.verdict import inspect
+
+trials = importlib.import_module("worker.sanitizer.recipes.trials")
+verdict = importlib.import_module("worker.sanitizer.verdict")
+
+
+@pytest.fixture
+def costs(suspect, monkeypatch):
+    """The cost of each target tried on a fresh suspect, and whether the network was left as it was."""
+    monkeypatch.setattr(verdict, "PERTURBATION_STEPS", 5)
+
+    def run(num_trials, *, mask_steps=20, trial_steps=4):
+        monkeypatch.setattr(verdict, "MASK_STEPS", mask_steps)
+        monkeypatch.setattr(trials, "NUM_TRIALS", num_trials)
+        monkeypatch.setattr(trials, "TRIAL_STEPS", trial_steps)
+        bench = suspect().bench
+        found = inspect(bench.network, bench.repair, bench.select, bench.num_classes, generator=bench.generator)
+        before = snapshot(bench.network)
+        candidates = trials.try_targets(bench, found, before)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in bench.network.tensors.items())
+        return {candidate.target: candidate.cost for candidate in candidates}
+
+    return run
+
+
+def test_what_a_trial_costs_does_not_depend_on_the_others(costs):
+    few, many = costs(2), costs(4)
+    assert len(few) < len(many)
+    assert few == {target: many[target] for target in few}
+
+
+def test_a_planted_backdoor_is_the_cheapest_to_unlearn(costs):
+    found = costs(4, mask_steps=200, trial_steps=60)
+    assert min(found, key=found.get) == TARGET, found
