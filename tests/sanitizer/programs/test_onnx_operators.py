@@ -137,6 +137,14 @@ case(
     w=random(4, 3, 3, 3), flat=[1, 4, 27], back=[4, 3, 3, 3],
     s=random(4), b=random(4, seed=1), m=random(4, seed=2) ** 2, opsets=(17,), label="_of_a_weight",
 )  # fmt: skip
+case(
+    [
+        *(node("BatchNormalization", "w s b m m", "u p q", training_mode=1), node("Reshape", "u back", "k")),
+        node("Conv", "x k"),
+    ],
+    w=random(1, 4, 27), back=[4, 3, 3, 3], s=np.ones(4, np.float32), b=np.zeros(4, np.float32),
+    m=random(4, seed=2) ** 2, opsets=(17,), label="_of_a_weight_without_gain_and_shift",
+)  # fmt: skip
 case(node("LayerNormalization", "x s b"), s=random(8), b=random(8, seed=1), opsets=(17, 22))
 case(node("LayerNormalization", "x s", axis=1, epsilon=1e-3), s=random(3, 6, 8), label="_3d")
 case(node("InstanceNormalization", "x s b"), s=random(3), b=random(3, seed=1), opsets=EVERY)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from worker.sanitizer import checkpoint
-from worker.sanitizer.refusals import ProgramOperatorError
+from worker.sanitizer.refusals import ProgramOperatorError, TrainingModeError
 
 
 def export(module, path, **options):
@@ -169,6 +169,34 @@ def test_a_program_in_training_mode_is_refused(code_of):
                 value["arg"] = {"as_bool": True}
 
     assert code_of(model=train) == "program_training_mode"
+
+
+class Standardised(nn.Module):
+    """A convolution whose weight is standardised, with a gain that may depend on the images."""
+
+    def __init__(self, *, looks=False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+        self.gain = nn.Parameter(torch.rand(4))
+        self.looks = looks
+
+    def forward(self, x):
+        gain = self.gain * x.mean() if self.looks else self.gain
+        flat = self.weight.reshape(1, 4, -1)
+        weight = nn.functional.batch_norm(flat, None, None, gain, training=True, momentum=0.0)
+        return nn.functional.conv2d(x, weight.reshape_as(self.weight)).mean((2, 3))
+
+
+def test_a_weight_that_is_standardised_is_no_training(tmp_path):
+    module = Standardised()
+    program = checkpoint.read(export(module, tmp_path / "a.pt2")).program
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(program.graph(images), module(images))
+
+
+def test_a_norm_by_its_own_statistics_in_which_images_have_a_part_is_training(tmp_path):
+    with pytest.raises(TrainingModeError):
+        checkpoint.read(export(Standardised(looks=True), tmp_path / "a.pt2"))
 
 
 def test_assertions_are_dropped_unread(exported, tmp_path):

@@ -119,7 +119,7 @@ def test_an_activation_that_is_spelt_out_is_understood(function, is_activation, 
     keeps_its_promises(network)
 
 
-def test_a_convolution_with_a_computed_weight_is_silenced_through_its_gain_or_named(view, keeps_its_promises):
+def test_a_convolution_with_a_computed_weight_is_silenced_through_what_makes_it(view, keeps_its_promises):
     class Standardised(nn.Conv2d):
         def __init__(self, *args, with_gain):
             super().__init__(*args)
@@ -135,9 +135,23 @@ def test_a_convolution_with_a_computed_weight_is_silenced_through_its_gain_or_na
     normed = Standardised(8, 8, 3, with_gain=False)
     network = view(nn.Sequential(plain, nn.ReLU(), gained, nn.ReLU(), normed, nn.GroupNorm(4, 8), nn.ReLU(), Head(8)))
     assert tensors(network) == {
+        # Of weights that are all zero the standardised ones are too.
+        "0": ("conv", ("0.weight", "0.bias")),
         "2": ("conv", ("2.gain", "2.bias")),
         "5": ("conv", ("5.weight", "5.bias")),
     }
+    keeps_its_promises(network)
+
+
+def test_a_convolution_whose_weight_is_mixed_from_others_is_named(view, keeps_its_promises):
+    class Mixed(nn.Conv2d):
+        def forward(self, x):
+            flat = self.weight.reshape(1, -1, self.out_channels).transpose(1, 2)
+            weight = F.batch_norm(flat, None, None, training=True, momentum=0.0)
+            return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
+
+    network = view(nn.Sequential(Mixed(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), Head(8)))
+    assert tensors(network) == {"2": ("conv", ("2.weight", "2.bias"))}
     assert "computed" in network.skipped["0"]
     keeps_its_promises(network)
 

@@ -154,10 +154,15 @@ def _standardized(call: Call) -> Value:
     builder, value = call.builder, call.input(0)
     if builder.depends_on_images(value):
         raise OnnxTrainingError("a batch norm is in training mode; export the network after model.eval()")
+    # Exporters write out the gain and the shift that a network does not have, one tensor for all of its layers.
+    gain, shift = (None if _is_all(call.input(at), number) else call.input(at) for at, number in ((1, 1), (2, 0)))
     return builder.call(
-        aten.batch_norm.default, value, call.input(1), call.input(2), None, None, True, 0.0,
-        call.real("epsilon", 1e-5), False,
-    )  # fmt: skip
+        aten.batch_norm.default, value, gain, shift, None, None, True, 0.0, call.real("epsilon", 1e-5), False
+    )
+
+
+def _is_all(value: Value, number: float) -> bool:
+    return value.is_known and all(bool((sample == number).all()) for sample in value.samples)
 
 
 def _layer_norm(call: Call) -> Value:

@@ -156,7 +156,8 @@ def _add(builder: _Builder, node: Document) -> None:
     elif target.startswith("torch.ops.aten.") and name in operators.ATEN:
         overload = operators.ATEN[name]
         args, kwargs = arguments.by_schema(overload, inputs, builder.value)
-        _refuse_training(overload, args)
+        if not _is_standardisation(overload, args):
+            _refuse_training(overload, args)
         if overload in operators.IN_PLACE:
             _refuse_write(args[0], target)
         made = builder.graph.call_function(overload, args, kwargs)
@@ -190,6 +191,21 @@ def _define_items(builder: _Builder, node: fx.Node, names: list[Any]) -> None:
     for index, content in enumerate(names):
         if content is not None:
             builder.define(_name(content), builder.graph.call_function(operators.get_item, (node, index)))
+
+
+def _is_standardisation(overload: OpOverload, args: tuple[Any, ...]) -> bool:
+    """Whether a batch norm goes by the statistics of weights, and no image has a part in what it computes."""
+    if overload is not operators.ATEN["batch_norm.default"] or any(arg is not None for arg in args[3:5]):
+        return False
+    pending = [arg for arg in args if isinstance(arg, fx.Node)]
+    seen: set[fx.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node.op == "placeholder":
+            return False
+        pending += [source for source in node.all_input_nodes if source not in seen]
+        seen.update(node.all_input_nodes)
+    return True
 
 
 def _refuse_training(overload: OpOverload, args: tuple[Any, ...]) -> None:

@@ -67,7 +67,7 @@ def _sorted_out(graph: fx.GraphModule, found: Sequence[Site | Skipped]) -> tuple
     readers: dict[str, int] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
-            readers[str(node.target)] = readers.get(str(node.target), 0) + len(node.users)
+            readers[str(node.target)] = readers.get(str(node.target), 0) + len(operators.readers(node))
     shared = {site.name for site in sites if any(readers[name] > 1 for name in site.tensors)}
     names = [site.name for site in sites]
     shared |= {name for name in names if names.count(name) > 1}

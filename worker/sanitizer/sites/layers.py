@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from worker.sanitizer.sites import dataflow, operators
+from worker.sanitizer.sites import dataflow, operators, standardised
 from worker.sanitizer.sites.operators import HEAD_TAIL, Layer, Norm, aten
 from worker.sanitizer.sites.site import Rows, Site
 
@@ -165,7 +165,7 @@ def _why_not(layer: Layer, place: Place) -> str | None:
 def _why_not_stored(layer: Layer, norm: Norm | None) -> str | None:
     if norm is not None and _affine(norm):
         return None
-    if operators.parameter(layer.weight) is None and (norm is not None or _gain(layer) is None):
+    if operators.parameter(layer.weight) is None and (norm is not None or standardised.source(layer) is None):
         return "its weight is computed, not stored"
     return "its bias is computed, not stored" if _is_computed(layer.bias) else None
 
@@ -177,31 +177,13 @@ def _owned(layer: Layer, norm: Norm | None) -> tuple[tuple[Rows, ...], tuple[Row
         # Zeroing the layer as well would change the statistics that the other channels are normed by.
         return affine, affine
     weight = operators.parameter(layer.weight)
-    gain = _gain(layer) if weight is None and norm is None else None
+    source = standardised.source(layer) if weight is None and norm is None else None
     own = [] if weight is None else [Rows(weight, layer.weight_axis)]
-    own += [] if gain is None else [Rows(gain)]
+    own += [] if source is None else [source]
     own += _stored(layer.bias)
     # Without a scale of its own the norm turns a zero into -mean/std, unless its running mean is zeroed too.
     own_mean = [] if norm is None or affine else _stored(norm.mean)
     return (*own, *affine, *own_mean), affine or (*own, *own_mean)
-
-
-def _gain(layer: Layer) -> str | None:
-    """The stored gain of a weight-standardised convolution: the norm that makes its weight multiplies by it."""
-    node = layer.weight
-    while node.target in operators.REARRANGEMENTS:
-        node = node.all_input_nodes[0]
-    if node.target is not aten.batch_norm.default or node.args[2] is not None or not isinstance(node.args[1], fx.Node):
-        return None
-    gain = node.args[1]
-    while gain.op != "get_attr":
-        others = gain.all_input_nodes
-        if len(others) != 1 or gain.target not in operators.REARRANGEMENTS | {aten.mul.Tensor, aten.mul.Scalar}:
-            return None
-        gain = others[0]
-    shape = operators.shape(gain) or (0,)
-    is_per_channel = shape[0] == _num_channels(layer.end, layer.axis) and set(shape[1:]) <= {1}
-    return operators.parameter(gain) if is_per_channel else None
 
 
 def _affine(norm: Norm) -> tuple[Rows, ...]:
