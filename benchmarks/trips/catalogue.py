@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from worker.sanitizer.architectures import UnknownArchitectureError, build, names
+from worker.sanitizer.architectures import build
 from worker.sanitizer.architectures.hugging_face.design import Classifier
 from worker.sanitizer.spec import ArchitectureSpec, InputSpec
 
@@ -28,9 +28,9 @@ class Architecture:
 
     Attributes:
         source: The library.
-        name: Its name there; the configuration's class for transformers.
+        name: Its name there; what its classes of transformers begin with.
         side: Of the images, in pixels.
-        options: Keyword arguments that make it small. The registries take `image_size` alone.
+        options: Those of our registry; of its configuration for transformers.
         in_channels: Of the images.
     """
 
@@ -48,7 +48,9 @@ class Architecture:
 
     @property
     def by_name(self) -> ArchitectureSpec:
-        """What a client sends along with the weights alone."""
+        """What a client sends along with the weights alone, or with a configuration and the weights."""
+        if self.source == "transformers":
+            return ArchitectureSpec(source="transformers", num_classes=NUM_CLASSES, in_channels=self.in_channels)
         return ArchitectureSpec(
             source=self.source,  # type: ignore[arg-type]
             name=self.name,
@@ -57,38 +59,19 @@ class Architecture:
             options=dict(self.options),
         )
 
-    @property
-    def is_registered(self) -> bool:
-        """Whether the product builds it by name."""
-        return self.name in names().get(self.source, ())
-
     def make(self) -> nn.Module:
         """The network with random weights of the one seed, in evaluation mode."""
         torch.manual_seed(SEED)
         return randomised(self.build())
 
     def build(self) -> nn.Module:
-        """The network as its library, or our registry, builds it."""
-        if self.is_registered:
+        """The network as its library builds it, through our registry where that only calls the library."""
+        if self.source != "transformers":
             return build(self.by_name)
-        if self.source == "timm":
-            made = importlib.import_module("timm").create_model(self.name, num_classes=NUM_CLASSES, **self.options)
-        elif self.source == "torchvision":
-            made = getattr(importlib.import_module("torchvision.models"), self.name)(
-                num_classes=NUM_CLASSES, **self.options
-            )
-        elif self.source == "transformers":
-            made = _of_transformers(self.name, self.options)
-        else:
-            raise UnknownArchitectureError(f"no architecture {self.name!r} of {self.source!r}")
-        module: nn.Module = made.eval()
-        return module
-
-
-def _of_transformers(name: str, options: Mapping[str, Any]) -> nn.Module:
-    library = importlib.import_module("transformers")
-    config = getattr(library, f"{name}Config")(num_labels=NUM_CLASSES, **options)
-    return Classifier(getattr(library, f"{name}ForImageClassification")(config))
+        library = importlib.import_module("transformers")
+        library.utils.logging.disable_progress_bar()
+        config = getattr(library, f"{self.name}Config")(num_labels=NUM_CLASSES, **self.options)
+        return Classifier(getattr(library, f"{self.name}ForImageClassification")(config)).eval()
 
 
 def randomised(module: nn.Module) -> nn.Module:
@@ -139,11 +122,11 @@ _SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "
 _STAGES = {"hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 1, 1]}
 
 ARCHITECTURES: tuple[Architecture, ...] = (
-    _tv("alexnet"),
+    _tv("alexnet", 224),
     _tv("resnet18"),
     _tv("resnext50_32x4d"),
-    _tv("vgg11"),
-    _tv("vgg11_bn"),
+    _tv("vgg11", 224),
+    _tv("vgg11_bn", 224),
     _tv("densenet121"),
     _tv("squeezenet1_1"),
     _tv("mobilenet_v2"),
@@ -158,8 +141,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _tv("swin_t"),
     _tv("swin_v2_t"),
     _tv("maxvit_t", 224, image_size=224),
-    _tv("googlenet", init_weights=False),
-    _tv("inception_v3", 96, init_weights=False),
+    _tv("googlenet"),
+    _tv("inception_v3", 96),
     _timm("resnet18"),
     _timm("seresnet50"),
     _timm("resnet50_gn"),
@@ -172,29 +155,29 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _timm("regnety_004"),
     _timm("convnext_atto"),
     _timm("convnextv2_atto"),
-    _timm("vit_tiny_patch16_224", img_size=64),
-    _timm("deit_tiny_patch16_224", img_size=64),
-    _timm("swin_tiny_patch4_window7_224", img_size=64),
-    _timm("maxvit_tiny_tf_224", img_size=64),
-    _timm("mixer_s32_224", img_size=64),
+    _timm("vit_tiny_patch16_224", image_size=64),
+    _timm("deit_tiny_patch16_224", image_size=64),
+    _timm("swin_tiny_patch4_window7_224", image_size=64),
+    _timm("maxvit_tiny_tf_224", image_size=64),
+    _timm("mixer_s32_224", image_size=64),
     _timm("nf_regnet_b0"),
     _timm("eca_nfnet_l0"),
-    _timm("beit_base_patch16_224", img_size=64, depth=4),
-    _timm("eva02_tiny_patch14_224", 56, img_size=56),
-    _timm("coatnet_pico_rw_224", img_size=64),
+    _timm("beit_base_patch16_224", image_size=64),
+    _timm("eva02_tiny_patch14_224", 56, image_size=56),
+    _timm("coatnet_pico_rw_224", image_size=64),
     _timm("efficientformer_l1", 224),
     _timm("levit_128s", 224),
     _timm("poolformer_s12"),
-    _timm("cait_xxs24_224", img_size=64, depth=8),
+    _timm("cait_xxs24_224", image_size=64),
     _timm("pvt_v2_b0"),
-    _timm("xcit_nano_12_p16_224", img_size=64),
-    _timm("resmlp_12_224", img_size=64),
-    _timm("gmlp_s16_224", img_size=64, num_blocks=8),
+    _timm("xcit_nano_12_p16_224", image_size=64),
+    _timm("resmlp_12_224", image_size=64),
+    _timm("gmlp_s16_224", image_size=64),
     _timm("repvgg_a0"),
     _timm("mobilevit_xxs"),
     _timm("ghostnet_100"),
     _timm("hrnet_w18_small"),
-    _timm("mvitv2_tiny", img_size=64),
+    _timm("mvitv2_tiny", image_size=64),
     _timm("edgenext_xx_small"),
     _timm("cspresnet50"),
     _timm("dla34"),

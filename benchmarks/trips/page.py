@@ -31,7 +31,9 @@ for ONNX. A trip is whole if all of this holds:
 
 A cell has the number of sites, the difference before, and the difference after; or the code of what failed.
 `onnx` is torch's older exporter, which folds batch norms; `onnx_new` is the newer one. *By name* is the way of
-safetensors: the product builds the architecture itself, and `unknown_architecture` says that it does not know the name.
+weights alone: the product builds the architecture itself. For torchvision and timm the file is a safetensors file and
+the architecture a name; for transformers it is a zip of `config.json` and `model.safetensors`, small networks of each
+family, which `from_pretrained` loads afterwards.
 """
 
 
@@ -41,7 +43,12 @@ def write(rows: Sequence[Mapping[str, Any]], formats: Sequence[str]) -> str:
     for row in rows:
         by_name.setdefault((row["source"], row["name"]), {})[row["format"]] = row
     lines = [_INTRODUCTION.format(where=f"{versions()} {_measured(rows)}")]
-    lines += ["## How many are whole", "", *table(("", *formats), [_counts(by_name.values(), formats)]), ""]
+    lines += [
+        "## How many are whole",
+        "",
+        *table(("", *map(_title, formats)), [_counts(by_name.values(), formats)]),
+        "",
+    ]
     lines += ["## Each one", ""]
     header = ("architecture", "side", "parameters", "sites", "left out", *(_title(kind) for kind in formats))
     lines += table(header, [_line(name, found, formats) for name, found in by_name.items()])
@@ -76,7 +83,7 @@ def _measured(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _title(kind: str) -> str:
-    return "by name (safetensors)" if kind == "safetensors" else kind
+    return "by name" if kind == "safetensors" else kind
 
 
 def _counts(found: Iterable[Mapping[str, Mapping[str, Any]]], formats: Sequence[str]) -> list[str]:

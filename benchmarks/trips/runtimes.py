@@ -22,10 +22,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.trips import repositories
+
 # Name of a tensor in the file -> what to look at the result of each operator that takes it with.
 Look = Callable[[Tensor], None]
 FORMATS = ("safetensors", "pth", "pt2", "onnx", "onnx_new")
-SUFFIXES = {"onnx_new": "onnx"}
+# The way of weights alone for models of transformers, whose configuration lies beside them.
+REPOSITORY = "hugging_face"
+SUFFIXES = {"onnx_new": "onnx", REPOSITORY: "zip"}
 _FREE = ({0: torch.export.Dim.DYNAMIC},)
 _REARRANGING = {"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Cast", "Expand", "Slice"}
 _REARRANGING_ATEN = {
@@ -59,7 +63,8 @@ def write(kind: str, module: nn.Module, path: Path, images_NCHW: Tensor, *, is_f
     """Write the module as the owner of its code would.
 
     Args:
-        kind: One of FORMATS; `onnx` is torch's older exporter, which folds batch norms, `onnx_new` its newer one.
+        kind: One of FORMATS, or REPOSITORY; `onnx` is torch's older exporter, which folds batch norms, `onnx_new` its
+            newer one.
         module: In evaluation mode.
         path: Where to.
         images_NCHW: Of the shape that a program takes.
@@ -69,6 +74,8 @@ def write(kind: str, module: nn.Module, path: Path, images_NCHW: Tensor, *, is_f
     if kind == "safetensors":
         state = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
         safetensors.torch.save_file(state, path, metadata={"format": "pt", "note": "kept"})
+    elif kind == REPOSITORY:
+        repositories.write(module, path)
     elif kind == "pth":
         torch.save({"state_dict": module.state_dict(), "epoch": 3}, path)
     elif kind == "pt2":
@@ -85,6 +92,8 @@ def load(kind: str, path: Path, build: Callable[[], nn.Module]) -> Loaded:
     """Load the file as its user would; `build` gives the module that a state dict belongs to."""
     if kind in {"safetensors", "pth"}:
         return _of_state_dict(kind, path, build)
+    if kind == REPOSITORY:
+        return _of_repository(path, build)
     return _of_pt2(path) if kind == "pt2" else _of_onnx(path)
 
 
@@ -92,8 +101,24 @@ def _of_state_dict(kind: str, path: Path, build: Callable[[], nn.Module]) -> Loa
     module = build()
     is_zip = kind == "pth"
     state = torch.load(path, weights_only=True)["state_dict"] if is_zip else safetensors.torch.load_file(path)
-    module.load_state_dict(state, strict=True)
+    own = module.state_dict()
+    assert own.keys() == state.keys()
+    own.update(state)  # Which says of which version of the code each part is: MNASNet refuses a state without.
+    module.load_state_dict(own, strict=True)
+    facts = (lambda: _outline(torch.load(path, weights_only=True))) if is_zip else lambda: _header(path)
+    return Loaded(_watched(module), facts)
 
+
+def _of_repository(path: Path, build: Callable[[], nn.Module]) -> Loaded:
+    module, own = repositories.read(path, build)
+    run = _watched(module)
+    return Loaded(
+        lambda images_NCHW, looks: run(images_NCHW, {own[name]: look for name, look in looks.items()}),
+        lambda: repositories.facts(path),
+    )
+
+
+def _watched(module: nn.Module) -> Callable[[Tensor, Mapping[str, Look]], Tensor]:
     def run(images_NCHW: Tensor, looks: Mapping[str, Look]) -> Tensor:
         tensors = module.state_dict(keep_vars=True)
         watched = {_memory(tensors[name]): look for name, look in looks.items()}
@@ -102,7 +127,7 @@ def _of_state_dict(kind: str, path: Path, build: Callable[[], nn.Module]) -> Loa
             logits_NK: Tensor = module(images_NCHW)
         return logits_NK.detach()
 
-    return Loaded(run, lambda: _outline(torch.load(path, weights_only=True)) if is_zip else _header(path))
+    return run
 
 
 class _Watching(TorchDispatchMode):

@@ -29,7 +29,7 @@ from worker.sanitizer.repair import snapshot
 from worker.sanitizer.spec import ArchitectureSpec
 
 # Of the largest logit, or of one where all are smaller; ONNX Runtime fuses and orders its sums in its own way.
-TOLERANCES = {"safetensors": 1e-5, "pth": 1e-5, "pt2": 1e-5, "onnx": 1e-4, "onnx_new": 1e-4}
+TOLERANCES = {"safetensors": 1e-5, runtimes.REPOSITORY: 1e-5, "pth": 1e-5, "pt2": 1e-5, "onnx": 1e-4, "onnx_new": 1e-4}
 NUM_IMAGES = 3
 NUM_SITES = 6
 SHARE_SILENCED = 0.25
@@ -97,7 +97,8 @@ def make_trip(architecture: Architecture, kind: str, seconds: int = 600) -> Trip
 
 
 def _go(trip: Trip, architecture: Architecture, folder: Path) -> None:
-    kind = trip.format
+    is_repository = trip.format == "safetensors" and architecture.source == "transformers"
+    kind = runtimes.REPOSITORY if is_repository else trip.format
     module = architecture.make()
     trip.parameters = sum(tensor.numel() for tensor in module.parameters())
     pixels_NCHW = torch.rand(
@@ -114,7 +115,7 @@ def _go(trip: Trip, architecture: Architecture, folder: Path) -> None:
     checkpoint, network = load_network(upload, spec, architecture.input_spec, CPU)
     trip.sites = dict(Counter(site.kind for site in network.sites))
     trip.num_skipped = len(network.skipped)
-    with torch.inference_mode():
+    with torch.no_grad():  # What transformers keeps from one run to the next must not be bound to inference.
         logits_NK = network(pixels_NCHW)
         # A runtime of its own is the reference for its files; what its exporter folds is no error of our reader.
         wanted_NK = theirs.run(images_NCHW, {}) if suffix == "onnx" else module(images_NCHW)
@@ -139,7 +140,7 @@ def _file_spec(architecture: Architecture) -> ArchitectureSpec:
 
 def _export(kind: str, module: nn.Module, path: Path, images_NCHW: Tensor) -> str | None:
     """Write the file, with a batch of any size where the exporter can; `free`, `fixed`, or None for a state dict."""
-    if kind in {"safetensors", "pth"}:
+    if kind in {"safetensors", runtimes.REPOSITORY, "pth"}:
         runtimes.write(kind, module, path, images_NCHW, is_free=True)
         return None
     for is_free in (True, False):

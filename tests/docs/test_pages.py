@@ -18,8 +18,8 @@ from worker.sanitizer.cli import main
 from worker.sanitizer.spec import ArchitectureSpec, InputSpec
 
 ROOT = Path(__file__).resolve().parents[2]
-# The list of refusals is generated, and tested where it is made.
-PAGES = sorted(page for page in (ROOT / "docs").glob("*.md") if page.stem != "refusals")
+# Lists are generated, and tested where they are made.
+PAGES = sorted(page for page in (ROOT / "docs").glob("*.md") if page.stem not in {"architectures", "refusals"})
 FENCE = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 FILE_NAME = re.compile(r"# (\w+\.py)\n")
 NEEDS = {"keras": "keras", "hugging-face": "transformers"}

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from worker.sanitizer.architectures import (
     ArchitectureNotInstalledError,
@@ -13,8 +15,10 @@ from worker.sanitizer.architectures import (
     build,
     names,
     registry,
+    timm_names,
 )
-from worker.sanitizer.spec import ArchitectureSpec
+from worker.sanitizer.case import load_network
+from worker.sanitizer.spec import ArchitectureSpec, InputSpec
 
 
 def spec(name: str, source: str = "builtin", num_classes: int = 10, in_channels: int = 3, **options: object):
@@ -143,6 +147,13 @@ def test_a_name_outside_the_allow_list_is_refused(source, name):
     with pytest.raises(UnknownArchitectureError) as caught:
         build(spec(name, source=source))
     assert caught.value.code == "unknown_architecture"
+    # A sentence for a person, however long the list.
+    assert len(str(caught.value)) < 2000
+
+
+def test_a_name_that_is_nearly_right_is_answered_with_the_right_one():
+    with pytest.raises(UnknownArchitectureError, match="resnet50d,"):
+        build(spec("resnet50_d", source="timm"))
 
 
 @pytest.mark.parametrize(
@@ -228,6 +239,11 @@ def test_a_network_for_one_size_of_image_has_that_size_as_an_option(source, name
         ("torchvision", "regnet_x_400mf", 64, {}),
         ("timm", "deit_tiny_patch16_224", 64, {"image_size": 64}),
         ("timm", "mixer_s32_224", 64, {"image_size": 64}),
+        ("timm", "swinv2_tiny_window8_256", 256, {}),
+        ("timm", "vit_small_patch14_dinov2", 56, {"image_size": 56}),
+        ("torchvision", "googlenet", 64, {"aux_logits": True}),
+        ("torchvision", "inception_v3", 96, {"aux_logits": False}),
+        ("torchvision", "mnasnet0_5", 64, {}),
     ],
 )
 def test_an_installed_library_builds_its_transformers_and_mixers(source, name, side, options):
@@ -236,6 +252,51 @@ def test_an_installed_library_builds_its_transformers_and_mixers(source, name, s
     network = build(spec(name, source=source, num_classes=5, in_channels=1, **options))
     with torch.inference_mode():
         assert network(torch.rand(1, 1, side, side)).shape == (1, 5)
+
+
+def test_a_state_that_lost_the_version_of_its_code_is_loaded(monkeypatch, tmp_path):
+    class Versioned(torch.nn.Conv2d):
+        """As MNASNet does."""
+
+        _version = 2
+
+        def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+            assert local_metadata["version"] == 2
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def network(*, num_classes, in_channels):
+        layers = Versioned(in_channels, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, num_classes)
+        return torch.nn.Sequential(*layers)
+
+    monkeypatch.setitem(registry._BUILTIN, "versioned", registry._Entry(network))
+    original = network(num_classes=10, in_channels=3)
+    save_file(dict(original.state_dict()), tmp_path / "a.safetensors")
+    pixels = InputSpec(height=4, width=4, mean=(0.0,) * 3, std=(1.0,) * 3)
+    _, found = load_network(tmp_path / "a.safetensors", spec("versioned"), pixels, torch.device("cpu"))
+    images = torch.rand(2, 3, 4, 4)
+    torch.testing.assert_close(found(images), original(images))
+
+
+@pytest.mark.parametrize("source", ["torchvision", "timm"])
+def test_a_name_is_plain_and_stands_once(source):
+    listed = names()[source]
+    assert len(set(listed)) == len(listed)
+    # Anything before a colon or a slash would be a place to fetch from.
+    assert [name for name in listed if not re.fullmatch(r"[a-z0-9_]+", name)] == []
+
+
+@pytest.mark.parametrize("source", ["torchvision", "timm"])
+def test_an_installed_library_has_every_name_of_the_list(source):
+    library = pytest.importorskip(source, exc_type=ImportError)
+    has = library.is_model if source == "timm" else set(library.models.list_models()).__contains__
+    assert [name for name in names()[source] if not has(name)] == []
+
+
+def test_the_size_that_a_network_has_in_timm_is_the_default():
+    timm = pytest.importorskip("timm", exc_type=ImportError)
+    for name, size in timm_names.SIZES.items():
+        config = timm.models.get_pretrained_cfg(name)
+        assert (config.input_size[1], config.fixed_input_size) == (size, True), name
 
 
 def test_the_families_that_people_have_are_on_the_list():
@@ -250,7 +311,7 @@ def test_a_size_that_its_library_does_not_build_is_a_refusal(monkeypatch):
         assert image_size % 7 == 0, "windows do not fit"
         return torch.nn.Linear(in_channels, num_classes)
 
-    monkeypatch.setitem(registry._BUILTIN, "picky", registry._Entry(picky, registry._SIZED))
+    monkeypatch.setitem(registry._BUILTIN, "picky", registry._Entry(picky, registry._sized(224)))
     assert build(spec("picky", image_size=70)).out_features == 10
     with pytest.raises(InvalidArchitectureOptionError, match="64 pixels"):
         build(spec("picky", image_size=64))

@@ -133,7 +133,10 @@ def load_network(
             "upload a zip of config.json and model.safetensors (docs/hugging-face.md)"
         )
     module = build(architecture)
-    module.load_state_dict(checkpoints.match(checkpoint, module.state_dict()))
+    state = module.state_dict()
+    # Into the module's own, which says of which version of its code each part is: MNASNet refuses a state without.
+    state.update(checkpoints.match(checkpoint, state))
+    module.load_state_dict(state)
     return checkpoint, from_module(module.float().to(target), input_spec)
 
 

@@ -246,6 +246,14 @@ case(
 )  # fmt: skip
 case(
     [
+        *TOKEN,
+        node("ConstantOfShape", "t", "o", value=helper.make_tensor("v", 1, [1], [1.0])),
+        *(node("CumSum", "o axis", "grid"), node("Conv", "grid w", "p"), node("Concat", "x p", axis=1)),
+    ],
+    r=[1, 6, 8], axis=2, w=random(3, 1, 1, 1), label="_the_same_for_each_image",
+)  # fmt: skip
+case(
+    [
         *(*TOKEN, node("Shape", "t", "rank")),
         node("ConstantOfShape", "rank", "ones", value=helper.make_tensor("v", 7, [1], [1])),
         *(node("Mul", "ones minus", "negative"), node("Equal", "t negative", "kept")),

@@ -16,6 +16,7 @@ from worker.sanitizer.architectures.options import ArchitectureNotInstalledError
 TORCHVISION_STEMS: dict[str, str] = {
     "alexnet": "features.0",
     "convnext_base": "features.0.0",
+    "convnext_large": "features.0.0",
     "convnext_small": "features.0.0",
     "convnext_tiny": "features.0.0",
     "densenet121": "features.conv0",
@@ -27,24 +28,48 @@ TORCHVISION_STEMS: dict[str, str] = {
     "efficientnet_b2": "features.0.0",
     "efficientnet_b3": "features.0.0",
     "efficientnet_b4": "features.0.0",
+    "efficientnet_b5": "features.0.0",
+    "efficientnet_b6": "features.0.0",
+    "efficientnet_b7": "features.0.0",
+    "efficientnet_v2_l": "features.0.0",
+    "efficientnet_v2_m": "features.0.0",
+    "efficientnet_v2_s": "features.0.0",
+    "googlenet": "conv1.conv",
+    "inception_v3": "Conv2d_1a_3x3.conv",
     "maxvit_t": "stem.0.0",
+    "mnasnet0_5": "layers.0",
+    "mnasnet0_75": "layers.0",
     "mnasnet1_0": "layers.0",
+    "mnasnet1_3": "layers.0",
     "mobilenet_v2": "features.0.0",
     "mobilenet_v3_large": "features.0.0",
     "mobilenet_v3_small": "features.0.0",
+    "regnet_x_16gf": "stem.0",
     "regnet_x_1_6gf": "stem.0",
+    "regnet_x_32gf": "stem.0",
+    "regnet_x_3_2gf": "stem.0",
     "regnet_x_400mf": "stem.0",
     "regnet_x_800mf": "stem.0",
+    "regnet_x_8gf": "stem.0",
+    "regnet_y_16gf": "stem.0",
     "regnet_y_1_6gf": "stem.0",
+    "regnet_y_32gf": "stem.0",
+    "regnet_y_3_2gf": "stem.0",
     "regnet_y_400mf": "stem.0",
     "regnet_y_800mf": "stem.0",
+    "regnet_y_8gf": "stem.0",
     "resnet101": "conv1",
     "resnet152": "conv1",
     "resnet18": "conv1",
     "resnet34": "conv1",
     "resnet50": "conv1",
+    "resnext101_32x8d": "conv1",
+    "resnext101_64x4d": "conv1",
     "resnext50_32x4d": "conv1",
+    "shufflenet_v2_x0_5": "conv1.0",
     "shufflenet_v2_x1_0": "conv1.0",
+    "shufflenet_v2_x1_5": "conv1.0",
+    "shufflenet_v2_x2_0": "conv1.0",
     "squeezenet1_0": "features.0",
     "squeezenet1_1": "features.0",
     "swin_b": "features.0.0",
@@ -63,7 +88,10 @@ TORCHVISION_STEMS: dict[str, str] = {
     "vgg19_bn": "features.0",
     "vit_b_16": "conv_proj",
     "vit_b_32": "conv_proj",
+    "vit_h_14": "conv_proj",
     "vit_l_16": "conv_proj",
+    "vit_l_32": "conv_proj",
+    "wide_resnet101_2": "conv1",
     "wide_resnet50_2": "conv1",
 }
 # Those that are built for one size of image, with the keyword that says which.
@@ -71,59 +99,31 @@ TORCHVISION_SIZES = {
     "maxvit_t": "input_size",
     "vit_b_16": "image_size",
     "vit_b_32": "image_size",
+    "vit_h_14": "image_size",
     "vit_l_16": "image_size",
+    "vit_l_32": "image_size",
 }
-# Plain names only: a prefix such as hf-hub: would make timm fetch a configuration from the network.
-TIMM_NAMES: tuple[str, ...] = (
-    "convnext_atto",
-    "convnext_nano",
-    "convnext_tiny",
-    "deit_base_patch16_224",
-    "deit_small_patch16_224",
-    "deit_tiny_patch16_224",
-    "densenet121",
-    "efficientnet_b0",
-    "efficientnet_b1",
-    "maxvit_tiny_tf_224",
-    "mixer_b16_224",
-    "mixer_s32_224",
-    "mobilenetv2_100",
-    "mobilenetv3_large_100",
-    "mobilenetv3_small_100",
-    "regnetx_004",
-    "regnety_004",
-    "resnet101",
-    "resnet18",
-    "resnet26",
-    "resnet34",
-    "resnet50",
-    "resnext50_32x4d",
-    "seresnet50",
-    "swin_base_patch4_window7_224",
-    "swin_small_patch4_window7_224",
-    "swin_tiny_patch4_window7_224",
-    "vgg11_bn",
-    "vgg16_bn",
-    "vgg19_bn",
-    "vit_base_patch16_224",
-    "vit_small_patch16_224",
-    "vit_tiny_patch16_224",
-    "wide_resnet50_2",
-)
-TIMM_SIZES = frozenset(name for name in TIMM_NAMES if name.endswith("_224"))
+# Of those with classifiers beside the last one, whether they have them; such a file has their tensors.
+TORCHVISION_AUXILIARY = frozenset({"googlenet", "inception_v3"})
 
 
 def torchvision_builder(name: str) -> Callable[..., nn.Module]:
     """Return a builder of torchvision's `name`; torchvision is imported when the builder is called."""
 
-    def builder(*, num_classes: int, in_channels: int, image_size: int | None = None) -> nn.Module:
+    def builder(
+        *, num_classes: int, in_channels: int, image_size: int | None = None, aux_logits: bool = False
+    ) -> nn.Module:
         library = import_library("torchvision.models", source="torchvision")
         keyword = TORCHVISION_SIZES.get(name)
         size = (image_size, image_size) if keyword == "input_size" else image_size
-        sized = {} if keyword is None else {keyword: size}
+        chosen: dict[str, object] = {} if keyword is None else {keyword: size}
+        if (
+            name in TORCHVISION_AUXILIARY
+        ):  # Their own way of drawing weights takes a minute, for weights that are replaced.
+            chosen = {"aux_logits": aux_logits, "init_weights": False}
         # Their widths are worked out with tensors, whose values are needed even where the network gets no storage.
         with torch.device("cpu") if name.startswith("regnet_") else nullcontext():
-            network: nn.Module = getattr(library, name)(weights=None, num_classes=num_classes, **sized)
+            network: nn.Module = getattr(library, name)(weights=None, num_classes=num_classes, **chosen)
         if in_channels != 3:
             _replace_stem(network, TORCHVISION_STEMS[name], in_channels)
         return network

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from worker.sanitizer.architectures import external, residual, vgg
+from worker.sanitizer.architectures import external, residual, timm_names, vgg
 from worker.sanitizer.architectures.options import (
     BoolOption,
     ChoiceOption,
@@ -34,8 +35,15 @@ class _Entry:
     options: Mapping[str, Option] = field(default_factory=dict)
 
 
-# Of networks that are built for one size of image: square, in pixels.
-_SIZED = {"image_size": IntOption(default=224, minimum=16, maximum=1024)}
+def _sized(default: int) -> dict[str, Option]:
+    """Of networks that are built for one size of image: square, in pixels."""
+    return {"image_size": IntOption(default=default, minimum=16, maximum=1024)}
+
+
+# What torchvision takes unless it is told otherwise.
+_AUXILIARY = {"aux_logits": BoolOption(default=True)}
+# More names than these are not written into one message.
+_MAX_NAMED = 60
 _BUILTIN: dict[str, _Entry] = {
     "preact_resnet18": _Entry(residual.preact_resnet18),
     "resnet18_32": _Entry(residual.resnet18_32),
@@ -55,12 +63,16 @@ _BUILTIN: dict[str, _Entry] = {
 _REGISTRY: dict[str, dict[str, _Entry]] = {
     "builtin": _BUILTIN,
     "torchvision": {
-        name: _Entry(external.torchvision_builder(name), _SIZED if name in external.TORCHVISION_SIZES else {})
+        name: _Entry(
+            external.torchvision_builder(name),
+            (_sized(224) if name in external.TORCHVISION_SIZES else {})
+            | (_AUXILIARY if name in external.TORCHVISION_AUXILIARY else {}),
+        )
         for name in external.TORCHVISION_STEMS
     },
     "timm": {
-        name: _Entry(external.timm_builder(name), _SIZED if name in external.TIMM_SIZES else {})
-        for name in external.TIMM_NAMES
+        name: _Entry(external.timm_builder(name), _sized(timm_names.SIZES[name]) if name in timm_names.SIZES else {})
+        for name in timm_names.NAMES
     },
 }
 
@@ -111,8 +123,12 @@ def _find(spec: ArchitectureSpec) -> _Entry:
         raise UnknownArchitectureError(f"architecture.source must be one of: {', '.join(sorted(_REGISTRY))}")
     entry = entries.get(spec.name)
     if entry is None:
+        known = sorted(entries)
+        if len(known) > _MAX_NAMED:
+            near = difflib.get_close_matches(spec.name[:60], known, n=5, cutoff=0)
+            known = [*near, "another of docs/architectures.md"]
         raise UnknownArchitectureError(
-            f"'{spec.source}' has no architecture '{spec.name[:60]}' here; choose one of: {', '.join(sorted(entries))}"
+            f"'{spec.source}' has no architecture '{spec.name[:60]}' here; choose one of: {', '.join(known)}"
             "; or make a .pt2 of your model with `lustrate export` (docs/state-dict.md)"
         )
     return entry

@@ -240,13 +240,19 @@ class Builder:
         return self._constants[id(tensor)][0]
 
     def _filled(self, value: Value) -> fx.Node:
-        """A tensor of one number whose shape depends on the batch."""
-        number = value.samples[0].reshape(-1)[:1]
-        if not number.numel() or not all(bool((sample == number).all()) for sample in value.samples):
+        """A tensor whose shape depends on the batch: of one number, or the same for each image."""
+        size, first = self.shape(value), value.samples[0]
+        number = first.reshape(-1)[:1]
+        if number.numel() and all(bool((sample == number).all()) for sample in value.samples):
+            numbers = (self._emit(size), number.item())
+            return self.graph.call_function(aten.full.default, numbers, {"dtype": first.dtype})
+        # Else the same for each image, as position embeddings are, repeated along the one axis that varies.
+        axes = [axis for axis, extent in enumerate(size) if isinstance(extent, Extent)]
+        part = first.narrow(axes[0], 0, 1) if len(axes) == 1 and first.numel() else None
+        if part is None or not all(torch.equal(sample, part.expand_as(sample)) for sample in value.samples):
             raise self.refusal("needs a constant that depends on the batch size")
-        size = [self._emit(dim) for dim in self.shape(value)]
-        first = value.samples[0]
-        return self.graph.call_function(aten.full.default, (size, number.item()), {"dtype": first.dtype})
+        single = self._node_of(self.known(part.clone()))
+        return self.graph.call_function(aten.expand.default, (single, self._emit(size)))
 
     def _node_of_extent(self, extent: Extent) -> fx.Node:
         factors = {value / batch for value, batch in zip(extent.values, self.batches, strict=True)}
