@@ -10,6 +10,9 @@ from typing import Literal
 SCHEMA_VERSION = 1
 
 
+RepairStatus = Literal["repaired", "partly_repaired", "not_repaired", "not_attempted"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A proportion with its 95 % Wilson interval."""
@@ -189,7 +192,7 @@ class SyntheticAttackSuccess:
 class Repair:
     """The training step behind pruning, its own row of the evidence."""
 
-    status: Literal["repaired", "partly_repaired", "not_repaired", "not_attempted"]
+    status: RepairStatus
     reason: str
     rounds: int = 0
     classes: list[int] = field(default_factory=list)

@@ -168,10 +168,11 @@ class Candidate:
 
 
 def relief(candidates: Sequence[Candidate]) -> Tensor:
-    """The logarithm of how many times cheaper each was to unlearn than the median of them, (T,) float64."""
+    """The logarithm of how many times cheaper each was to unlearn than the median of the classes, (T,) float64."""
     cost_T = torch.tensor([candidate.cost for candidate in candidates], dtype=torch.float64)
-    cost_T = cost_T.clamp(SMALLEST_COST, LARGEST_COST)
-    return cost_T.log().quantile(0.5) - cost_T.log()
+    log_T = cost_T.clamp(SMALLEST_COST, LARGEST_COST).log()
+    is_class_T = torch.tensor([candidate.target != ANYWHERE for candidate in candidates])
+    return log_T[is_class_T].quantile(0.5) - log_T
 
 
 def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int) -> Verdict:

@@ -6,24 +6,19 @@ Shapes: T triggers.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-import torch
-
-from worker.sanitizer import masks
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.prune import prune_with
+from worker.sanitizer.recipes.suspicion import Suspicion, suspect
 from worker.sanitizer.recipes.trials import try_targets
-from worker.sanitizer.recipes.walk_back import right, walk_back
+from worker.sanitizer.recipes.walk_back import admissible, is_finite, right, walk_back
 from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
 from worker.sanitizer.repair import Course, Snapshot, snapshot, unlearn
-from worker.sanitizer.report import Repair, SyntheticAttackSuccess, Verdict
+from worker.sanitizer.report import Repair, RepairStatus, SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
-from worker.sanitizer.verdict import INVERSION_BATCH, Candidate, Findings, inspect, judge, num_steps
+from worker.sanitizer.verdict import INVERSION_BATCH, inspect, judge, num_steps
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.25
@@ -35,31 +30,18 @@ SURE = Course(anchor_weight=10.0, trigger_weight=3.0, patchwork=True, batch_size
 UNSURE = dataclasses.replace(SURE, anchor_weight=30.0)
 # A second mask for each suspect, drawn anew: the first may sit in a corner that the network soon defends.
 FRESH_STEPS = 100
-# A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, and always to
-# a 64th of the image, but beyond a sixteenth of it only by half: what covers more is what an object looks like.
-GROWTH = 3.0
-LEAST_GROWTH = 1.5
-MIN_IMAGE_SHARE = 1 / 64
-MAX_IMAGE_SHARE = 1 / 16
 # The estimate at which a repair counts as done, and the one above which nothing was repaired.
 REPAIRED_AT = 0.10
 NOT_REPAIRED_AT = 0.5
 ESTIMATE_STEPS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Suspicion:
-    """What repair works against: targets and their masks on the suspect, T of each."""
-
-    targets: list[int]
-    triggers: Triggers
-
-    @property
-    def bounds(self) -> torch.Tensor:
-        """Bounds of the masks' ℓ1 norms that the repair must withstand, in pixels."""
-        size_T, area = self.triggers.size(), self.triggers.amount_T1HW[0].numel()
-        most_T = (LEAST_GROWTH * size_T).clamp_min(MAX_IMAGE_SHARE * area)
-        return torch.minimum((GROWTH * size_T).clamp_min(MIN_IMAGE_SHARE * area), most_T)
+# The search for a mask that leads anywhere on the repaired network: the smallest of so many.
+NUM_ANYWHERE = 2
+ANYWHERE_STEPS = 150
+_REASONS: dict[RepairStatus, str] = {
+    "repaired": "No synthesised trigger of the suspect's size works any more.",
+    "partly_repaired": "Synthesised triggers work less often, and still too often.",
+    "not_repaired": "Synthesised triggers still work on most images.",
+}
 
 
 def auto(bench: Workbench) -> Outcome:
@@ -78,7 +60,7 @@ def auto(bench: Workbench) -> Outcome:
     before = snapshot(network)
     candidates = try_targets(bench, findings, before)
     verdict = judge(findings, candidates, bench.num_classes)
-    suspicion = _suspicion(findings, candidates, verdict)
+    suspicion = suspect(findings, candidates, verdict)
     pruned = prune_with(dataclasses.replace(bench, spec=asked), _exhibited(bench, suspicion), sparing=spec.repair)
     outcome = dataclasses.replace(pruned, verdict=verdict)
     if asked.selection != spec.selection:
@@ -99,95 +81,85 @@ def auto(bench: Workbench) -> Outcome:
     return _repair(bench, outcome, before, suspicion, budget)
 
 
-def _suspicion(findings: Findings, candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
-    """The most reachable class, the cheapest target, all that the verdict is sure of, and anywhere if it was tried.
-
-    Often they are the same. Where they differ either may be the backdoor's, and a natural feature that is cheap to
-    unlearn costs little.
-    """
-    reach = {target: float(findings.reach[row]) for row, target in enumerate(findings.classes)}
-    reachable = max(candidates, key=lambda one: reach.get(one.target, -math.inf))
-    cheapest = min(candidates, key=lambda one: one.cost)
-    sure = set(verdict.target_classes if verdict.verdict == "backdoored" else []) | {ANYWHERE}
-    suspects = [reachable, cheapest, *(one for one in candidates if one.target in sure)]
-    suspects = list({one.target: one for one in suspects}.values())
-    triggers = suspects[0].trigger
-    for one in suspects[1:]:
-        triggers = triggers.join(one.trigger)
-    return Suspicion([one.target for one in suspects], triggers)
-
-
 def _exhibited(bench: Workbench, suspicion: Suspicion) -> list[Suspected]:
     shares = success(bench.network, suspicion.triggers, bench.select.pixels_NCHW, bench.select.labels).tolist()
     return [Suspected(triggers=suspicion.triggers, which=row, success=share) for row, share in enumerate(shares)]
 
 
-def _unlearn(
-    bench: Workbench,
-    suspicion: Suspicion,
-    anchor: Snapshot,
-    course: Course,
-    mask: Mask,
-    advance: Callable[[int], None],
-) -> None:
-    """Unlearn the suspects from where the network is, by the masks that were found and as many new ones."""
-    fresh = synthesise(
-        bench.network, bench.repair.pixels_NCHW, bench.repair.labels, suspicion.targets, family="mask",
-        steps=FRESH_STEPS, batch_size=INVERSION_BATCH, generator=bench.generator, advance=advance,
-    )  # fmt: skip
-    unlearn(
-        bench.network,
-        bench.repair,
-        suspicion.triggers.join(fresh),
-        suspicion.bounds.repeat(2),
-        course,
-        anchor=anchor,
-        steps=_num_unlearn_steps(suspicion),
-        generator=bench.generator,
-        mask=mask,
-        advance=advance,
-    )
-
-
-def _num_unlearn_steps(suspicion: Suspicion) -> int:
-    return max(LEAST_UNLEARN_STEPS, UNLEARN_STEPS * len(suspicion.targets))
-
-
 def _repair(
     bench: Workbench, outcome: Outcome, before: Snapshot, suspicion: Suspicion, budget: AccuracyBudget | None
 ) -> Outcome:
-    """Unlearn until no bounded trigger works any more, then keep as much of the way as the budget allows."""
+    """Unlearn the suspects, keep as much of the way as the budget allows, and go another round where it is not enough.
+
+    It is not enough where the verdict is not sure whom to suspect, or where the suspects' triggers still work. The
+    second round is against triggers that lead anywhere, which a backdoor of a class that nobody suspected cannot hide
+    from; it is taken back as a whole if the budget breaks.
+    """
     network, mask = bench.network, outcome.mask
+    is_sure = outcome.verdict.verdict == "backdoored"
+    course = SURE if is_sure else UNSURE
     accuracy_pruned = _select_accuracy(bench)
-    with bench.phase("repair", FRESH_STEPS + _num_unlearn_steps(suspicion)) as advance:
-        course = SURE if outcome.verdict.verdict == "backdoored" else UNSURE
-        _unlearn(bench, suspicion, before, course, mask, advance)
-    repaired = snapshot(network)
+    start = snapshot(network)
     network.load(before)
     right_before_N = right(bench)
-    masks.silence(network, mask)
-    start = snapshot(network)
-    share = walk_back(bench, start, repaired, right_before_N, budget)
-    estimate = _estimate(bench, before, suspicion)
-    if estimate.after <= REPAIRED_AT:
-        status, reason = "repaired", "No synthesised trigger of the suspect's size works any more."
-    elif estimate.after <= NOT_REPAIRED_AT:
-        status, reason = "partly_repaired", "Synthesised triggers work less often, and still too often."
-    else:
-        status, reason = "not_repaired", "Synthesised triggers still work on most images."
-    if share < 1:
-        reason += f" Of the way from the pruned network to the repaired one {share:.0%} fits the accuracy budget."
+    network.load(start)
+    _unlearn(bench, "repair", suspicion, before, course, mask)
+    share = walk_back(bench, start, snapshot(network), right_before_N, budget)
+    estimate, rounds = _estimate(bench, before, suspicion), 1
+    if not is_sure or estimate.after > REPAIRED_AT:
+        kept = snapshot(network)
+        _unlearn(bench, "repair_again", _with_anywhere(bench, suspicion), before, course, mask)
+        if is_finite(snapshot(network)) and (
+            budget is None or admissible(budget, right_before_N, right(bench), bench.select.labels)
+        ):
+            estimate, rounds = _estimate(bench, before, suspicion), 2
+        else:
+            network.load(kept)
     repair = Repair(
-        status=status,  # type: ignore[arg-type]
-        reason=reason,
-        rounds=1,
+        status=_status(estimate),
+        reason=_REASONS[_status(estimate)],
+        rounds=rounds,
         classes=[target for target in suspicion.targets if target != ANYWHERE],
         share_kept=share,
         accuracy_before=float(right_before_N.double().mean()),
         accuracy_pruned=accuracy_pruned,
         accuracy_after=_select_accuracy(bench),
     )
+    if share < 1:
+        kept_share = f" Of the way from the pruned network to the repaired one {share:.0%} fits the accuracy budget."
+        repair = dataclasses.replace(repair, reason=repair.reason + kept_share)
     return dataclasses.replace(outcome, repair=repair, estimate=estimate)
+
+
+def _unlearn(bench: Workbench, phase: str, suspicion: Suspicion, anchor: Snapshot, course: Course, mask: Mask) -> None:
+    """Unlearn the suspects from where the network is, by the masks that were found and as many new ones."""
+    steps = max(LEAST_UNLEARN_STEPS, UNLEARN_STEPS * len(suspicion.targets))
+    with bench.phase(phase, FRESH_STEPS + steps) as advance:
+        fresh = synthesise(
+            bench.network, bench.repair.pixels_NCHW, bench.repair.labels, suspicion.targets, family="mask",
+            steps=FRESH_STEPS, batch_size=INVERSION_BATCH, generator=bench.generator, advance=advance,
+        )  # fmt: skip
+        unlearn(
+            bench.network, bench.repair, suspicion.triggers.join(fresh), suspicion.bounds.repeat(2), course,
+            anchor=anchor, steps=steps, generator=bench.generator, mask=mask, advance=advance,
+        )  # fmt: skip
+
+
+def _with_anywhere(bench: Workbench, suspicion: Suspicion) -> Suspicion:
+    """The suspects, and the smallest of some masks on the network as it is that lead away from every label."""
+    with bench.phase("invert_again", ANYWHERE_STEPS) as advance:
+        found = synthesise(
+            bench.network, bench.repair.pixels_NCHW, bench.repair.labels, [ANYWHERE] * NUM_ANYWHERE, family="mask",
+            steps=ANYWHERE_STEPS, batch_size=INVERSION_BATCH, generator=bench.generator, advance=advance,
+        )  # fmt: skip
+    smallest = found.take([int(found.size().argmin())])
+    return Suspicion([*suspicion.targets, ANYWHERE], suspicion.triggers.join(smallest))
+
+
+def _status(estimate: SyntheticAttackSuccess) -> RepairStatus:
+    if estimate.after <= REPAIRED_AT:
+        return "repaired"
+    return "partly_repaired" if estimate.after <= NOT_REPAIRED_AT else "not_repaired"
 
 
 def _estimate(bench: Workbench, before: Snapshot, suspicion: Suspicion) -> SyntheticAttackSuccess:

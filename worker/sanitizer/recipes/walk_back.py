@@ -22,13 +22,18 @@ def walk_back(
     A training that diverged is all taken back.
     """
     network = bench.network
-    if all(bool(tensor.isfinite().all()) for tensor in repaired.values() if tensor.is_floating_point()):
+    if is_finite(repaired):
         for share in WALK_BACK:
             interpolate(network, start, repaired, share)
             if budget is None or admissible(budget, right_before_N, right(bench), bench.select.labels):
                 return share
     network.load(start)
     return 0.0
+
+
+def is_finite(tensors: Snapshot) -> bool:
+    """Whether a training did not diverge."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())
 
 
 def admissible(

@@ -1,15 +1,12 @@
-"""Whom the default recipe suspects, from findings made by hand."""
-
-import importlib
+"""Whom the default recipe suspects and how far it looks, from findings made by hand."""
 
 import pytest
 import torch
 
+from worker.sanitizer.recipes.suspicion import Suspicion, suspect
 from worker.sanitizer.report import Verdict
 from worker.sanitizer.trigger import ANYWHERE, Triggers
 from worker.sanitizer.verdict import Candidate, Findings
-
-auto = importlib.import_module("worker.sanitizer.recipes.auto")  # the package offers the function under this name
 
 
 def masks(targets, size=36.0):
@@ -39,7 +36,7 @@ def suspected(found, costs, anywhere=None, sure=()):
     if anywhere is not None:
         candidates.append(Candidate(ANYWHERE, found.anywhere, 1.8, anywhere))
     verdict = Verdict(verdict="backdoored" if sure else "suspicious", reason="", target_classes=list(sure))
-    suspicion = auto._suspicion(found, candidates, verdict)
+    suspicion = suspect(found, candidates, verdict)
     assert suspicion.triggers.targets_T.tolist() == suspicion.targets
     return suspicion.targets
 
@@ -54,6 +51,8 @@ REACHED = [0.2, 0.3, 0.9, 0.4, 0.25, 0.2]
         ([40.0, 38.0, 6.0, 36.0, 39.0, 41.0], {2: 0.01, 3: 0.06, 1: 0.05, 4: 0.07}, {2}),
         # Where the most reachable class is not the cheapest, either may be it.
         ([40.0, 38.0, 6.0, 36.0, 39.0, 41.0], {2: 0.05, 3: 0.06, 1: 0.003, 4: 0.07}, {2, 1}),
+        # Where two cost all but the same, either may be it; of three the dearest is left out.
+        ([40.0, 38.0, 6.0, 36.0, 39.0, 41.0], {2: 0.05, 3: 0.0101, 1: 0.01, 4: 0.0102}, {2, 1, 3}),
     ],
 )
 def test_the_most_reachable_and_the_cheapest_class_are_suspected(sizes, costs, targets):
@@ -67,9 +66,8 @@ def test_every_class_that_the_verdict_is_sure_of_is_suspected():
     assert set(suspected(found, costs, sure=(2, 3, 4))) == {2, 3, 4}
 
 
-def test_a_trigger_to_anywhere_comes_beside_the_most_reachable_class():
+def test_a_trigger_to_anywhere_that_was_tried_comes_beside_the_cheapest_class():
     found = findings([40.0, 38.0, 35.0, 36.0, 39.0, 41.0], REACHED)
-    assert set(suspected(found, {2: 0.05, 3: 0.05, 1: 0.06}, anywhere=0.01)) == {2, ANYWHERE}
     assert set(suspected(found, {2: 0.05, 3: 0.02, 1: 0.06}, anywhere=0.5)) == {2, 3, ANYWHERE}
 
 
@@ -81,4 +79,4 @@ def test_a_small_mask_may_grow_threefold_a_large_one_by_half_and_a_tiny_one_to_a
         (torch.tensor(sizes) / 784).view(5, 1, 1, 1).expand(5, 1, 28, 28),
         torch.zeros(5, 1, 28, 28),
     )
-    assert auto.Suspicion([0, 1, 2, 3, 4], triggers).bounds.tolist() == pytest.approx([12.25, 15.0, 49.0, 60.0, 90.0])
+    assert Suspicion([0, 1, 2, 3, 4], triggers).bounds.tolist() == pytest.approx([12.25, 15.0, 49.0, 60.0, 90.0])
