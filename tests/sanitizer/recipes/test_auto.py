@@ -1,0 +1,51 @@
+"""The order of the default recipe: a second round where one is not enough, and nothing kept that breaks a budget."""
+
+import importlib
+
+import pytest
+import torch
+
+from worker.sanitizer.recipes import RECIPES
+from worker.sanitizer.spec import AccuracyBudget, FixedFraction, SanitizeSpec
+
+SHORT = {
+    "verdict": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5, "SUSPICIOUS_STRENGTH": -100.0, "BACKDOORED_STRENGTH": 100.0},
+    "recipes.trials": {"TRIAL_STEPS": 4},
+    "recipes.auto": {"FRESH_STEPS": 4, "UNLEARN_STEPS": 4, "LEAST_UNLEARN_STEPS": 8, "ESTIMATE_STEPS": 4},
+}
+
+
+@pytest.fixture
+def unsure(suspect, monkeypatch):
+    """Run `auto`, shortened, on a suspect of which no verdict is ever sure."""
+
+    def run(spec, **changes):
+        for module, values in SHORT.items():
+            for name, value in values.items():
+                monkeypatch.setattr(importlib.import_module(f"worker.sanitizer.{module}"), name, value)
+        for name, value in changes.items():
+            monkeypatch.setattr(importlib.import_module("worker.sanitizer.repair"), name, value)
+        made = suspect(spec=spec)
+        before = {name: tensor.clone() for name, tensor in made.bench.network.tensors.items()}
+        return RECIPES["auto"](made.bench), made, before
+
+    return run
+
+
+def test_a_second_round_follows_where_the_verdict_is_not_sure(unsure):
+    outcome, made, _ = unsure(SanitizeSpec(selection=FixedFraction(fraction=0.1)))
+    assert outcome.verdict.verdict == "suspicious"
+    assert outcome.repair.rounds == 2
+    names = [name for name, _, _ in made.phases]
+    assert names.index("repair") < names.index("invert_again") < names.index("repair_again")
+    assert all(done == total for _, done, total in made.phases if total > 1)
+    assert made.silent(outcome.mask)
+
+
+def test_rounds_that_break_the_accuracy_budget_are_taken_back_whole(unsure):
+    outcome, made, before = unsure(SanitizeSpec(selection=AccuracyBudget(max_accuracy_drop=0.02)), RATE=3.0)
+    assert (outcome.repair.rounds, outcome.repair.share_kept) == (1, 0.0)
+    assert made.silent(outcome.mask)
+    silenced = {name for site in made.bench.network.sites if site.name in outcome.mask for name in site.tensors}
+    for name, tensor in made.bench.network.tensors.items():
+        assert torch.equal(tensor, before[name]) or name in silenced
