@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worker.sanitizer.recipes.suspicion import Suspicion, suspect
+from worker.sanitizer.recipes.suspicion import bounds, suspect
 from worker.sanitizer.report import Verdict
 from worker.sanitizer.trigger import ANYWHERE, Triggers
 from worker.sanitizer.verdict import Candidate, Findings
@@ -37,7 +37,7 @@ def suspected(found, costs, anywhere=None, sure=()):
         candidates.append(Candidate(ANYWHERE, found.anywhere, 1.8, anywhere))
     verdict = Verdict(verdict="backdoored" if sure else "suspicious", reason="", target_classes=list(sure))
     suspicion = suspect(found, candidates, verdict)
-    assert suspicion.triggers.targets_T.tolist() == suspicion.targets
+    assert suspicion.bounds_T.tolist() == bounds(suspicion.triggers).tolist()
     return suspicion.targets
 
 
@@ -79,4 +79,4 @@ def test_a_small_mask_may_grow_threefold_a_large_one_by_half_and_a_tiny_one_to_a
         (torch.tensor(sizes) / 784).view(5, 1, 1, 1).expand(5, 1, 28, 28),
         torch.zeros(5, 1, 28, 28),
     )
-    assert Suspicion([0, 1, 2, 3, 4], triggers).bounds.tolist() == pytest.approx([12.25, 15.0, 49.0, 60.0, 90.0])
+    assert bounds(triggers).tolist() == pytest.approx([12.25, 15.0, 49.0, 60.0, 90.0])

@@ -6,11 +6,14 @@ Shapes: T triggers.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+
+import torch
 
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.prune import prune_with
-from worker.sanitizer.recipes.suspicion import Suspicion, suspect
+from worker.sanitizer.recipes.suspicion import Suspicion, bounds, suspect
 from worker.sanitizer.recipes.trials import try_targets
 from worker.sanitizer.recipes.walk_back import admissible, is_finite, right, walk_back
 from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
@@ -22,21 +25,18 @@ from worker.sanitizer.verdict import INVERSION_BATCH, inspect, judge, num_steps
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.25
-# Gradient steps of the repair for each suspect, at least so many.
+# Gradient steps of a round for each suspected class, at least so many.
 UNLEARN_STEPS = 150
 LEAST_UNLEARN_STEPS = 300
 # The surer the verdict, the lighter the anchor.
 SURE = Course(anchor_weight=10.0, trigger_weight=3.0, patchwork=True, batch_size=64, search_batch=INVERSION_BATCH)
 UNSURE = dataclasses.replace(SURE, anchor_weight=30.0)
-# A second mask for each suspect, drawn anew: the first may sit in a corner that the network soon defends.
+# Of a search for masks on the network as it is.
 FRESH_STEPS = 100
 # The estimate at which a repair counts as done, and the one above which nothing was repaired.
 REPAIRED_AT = 0.10
 NOT_REPAIRED_AT = 0.5
 ESTIMATE_STEPS = 100
-# The search for a mask that leads anywhere on the repaired network: the smallest of so many.
-NUM_ANYWHERE = 2
-ANYWHERE_STEPS = 150
 _REASONS: dict[RepairStatus, str] = {
     "repaired": "No synthesised trigger of the suspect's size works any more.",
     "partly_repaired": "Synthesised triggers work less often, and still too often.",
@@ -103,12 +103,17 @@ def _repair(
     network.load(before)
     right_before_N = right(bench)
     network.load(start)
-    _unlearn(bench, "repair", suspicion, before, course, mask)
+    # A second mask for each: the first may sit in a corner that the network soon defends.
+    doubled = suspicion.join(_invert_again(bench, suspicion.targets), suspicion.bounds_T)
+    _unlearn(bench, doubled, before, course, mask, phase="repair")
     share = walk_back(bench, start, snapshot(network), right_before_N, budget)
     estimate, rounds = _estimate(bench, before, suspicion), 1
     if not is_sure or estimate.after > REPAIRED_AT:
         kept = snapshot(network)
-        _unlearn(bench, "repair_again", _with_anywhere(bench, suspicion), before, course, mask)
+        num = len(suspicion.targets)
+        found = _invert_again(bench, [*suspicion.targets, *[ANYWHERE] * num])
+        bounds_T = torch.cat([suspicion.bounds_T, bounds(found.take(range(num, len(found))))])
+        _unlearn(bench, Suspicion(found, bounds_T), before, course, mask, phase="repair_again")
         if is_finite(snapshot(network)) and (
             budget is None or admissible(budget, right_before_N, right(bench), bench.select.labels)
         ):
@@ -131,29 +136,25 @@ def _repair(
     return dataclasses.replace(outcome, repair=repair, estimate=estimate)
 
 
-def _unlearn(bench: Workbench, phase: str, suspicion: Suspicion, anchor: Snapshot, course: Course, mask: Mask) -> None:
-    """Unlearn the suspects from where the network is, by the masks that were found and as many new ones."""
-    steps = max(LEAST_UNLEARN_STEPS, UNLEARN_STEPS * len(suspicion.targets))
-    with bench.phase(phase, FRESH_STEPS + steps) as advance:
-        fresh = synthesise(
-            bench.network, bench.repair.pixels_NCHW, bench.repair.labels, suspicion.targets, family="mask",
-            steps=FRESH_STEPS, batch_size=INVERSION_BATCH, generator=bench.generator, advance=advance,
-        )  # fmt: skip
+def _unlearn(
+    bench: Workbench, suspicion: Suspicion, anchor: Snapshot, course: Course, mask: Mask, *, phase: str
+) -> None:
+    """Unlearn the suspects from where the network is."""
+    steps = max(LEAST_UNLEARN_STEPS, UNLEARN_STEPS * len({*suspicion.targets} - {ANYWHERE}))
+    with bench.phase(phase, steps) as advance:
         unlearn(
-            bench.network, bench.repair, suspicion.triggers.join(fresh), suspicion.bounds.repeat(2), course,
-            anchor=anchor, steps=steps, generator=bench.generator, mask=mask, advance=advance,
+            bench.network, bench.repair, suspicion.triggers, suspicion.bounds_T, course, anchor=anchor, steps=steps,
+            generator=bench.generator, mask=mask, advance=advance,
         )  # fmt: skip
 
 
-def _with_anywhere(bench: Workbench, suspicion: Suspicion) -> Suspicion:
-    """The suspects, and the smallest of some masks on the network as it is that lead away from every label."""
-    with bench.phase("invert_again", ANYWHERE_STEPS) as advance:
-        found = synthesise(
-            bench.network, bench.repair.pixels_NCHW, bench.repair.labels, [ANYWHERE] * NUM_ANYWHERE, family="mask",
-            steps=ANYWHERE_STEPS, batch_size=INVERSION_BATCH, generator=bench.generator, advance=advance,
+def _invert_again(bench: Workbench, targets: Sequence[int]) -> Triggers:
+    """Masks on the network as it is."""
+    with bench.phase("invert_again", FRESH_STEPS) as advance:
+        return synthesise(
+            bench.network, bench.repair.pixels_NCHW, bench.repair.labels, targets, family="mask", steps=FRESH_STEPS,
+            batch_size=INVERSION_BATCH, generator=bench.generator, advance=advance,
         )  # fmt: skip
-    smallest = found.take([int(found.size().argmin())])
-    return Suspicion([*suspicion.targets, ANYWHERE], suspicion.triggers.join(smallest))
 
 
 def _status(estimate: SyntheticAttackSuccess) -> RepairStatus:
@@ -174,11 +175,11 @@ def _estimate(bench: Workbench, before: Snapshot, suspicion: Suspicion) -> Synth
         return synthesise(
             network, bench.repair.pixels_NCHW, bench.repair.labels, suspicion.targets, family="mask",
             steps=ESTIMATE_STEPS, batch_size=INVERSION_BATCH, start=start,
-            max_size_T=None if start is None else suspicion.bounds, generator=bench.generator, advance=advance,
+            max_size_T=None if start is None else suspicion.bounds_T, generator=bench.generator, advance=advance,
         )  # fmt: skip
 
     with bench.phase("estimate", 2 * ESTIMATE_STEPS) as advance:
-        anew, near = search(None).bounded(suspicion.bounds), search(found)
+        anew, near = search(None).bounded(suspicion.bounds_T), search(found)
         everything = found.join(anew).join(near)
         after = float(success(network, everything, select.pixels_NCHW, select.labels).amax())
         now = snapshot(network)

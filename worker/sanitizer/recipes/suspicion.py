@@ -27,17 +27,32 @@ MAX_IMAGE_SHARE = 1 / 16
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """What repair works against: targets and their masks on the suspect, T of each."""
+    """What repair works against.
 
-    targets: list[int]
+    Attributes:
+        triggers: Masks that lead to the suspected targets, T of them.
+        bounds_T: Bounds of their ℓ1 norms that the repair must withstand, in pixels.
+    """
+
     triggers: Triggers
+    bounds_T: torch.Tensor
 
     @property
-    def bounds(self) -> torch.Tensor:
-        """Bounds of the masks' ℓ1 norms that the repair must withstand, in pixels."""
-        size_T, area = self.triggers.size(), self.triggers.amount_T1HW[0].numel()
-        most_T = (LEAST_GROWTH * size_T).clamp_min(MAX_IMAGE_SHARE * area)
-        return torch.minimum((GROWTH * size_T).clamp_min(MIN_IMAGE_SHARE * area), most_T)
+    def targets(self) -> list[int]:
+        """Where each leads."""
+        targets: list[int] = self.triggers.targets_T.tolist()
+        return targets
+
+    def join(self, triggers: Triggers, bounds_T: torch.Tensor) -> Suspicion:
+        """With more masks."""
+        return Suspicion(self.triggers.join(triggers), torch.cat([self.bounds_T, bounds_T]))
+
+
+def bounds(triggers: Triggers) -> torch.Tensor:
+    """How far the masks may grow: (T,) ℓ1 norms in pixels."""
+    size_T, area = triggers.size(), triggers.amount_T1HW[0].numel()
+    most_T = (LEAST_GROWTH * size_T).clamp_min(MAX_IMAGE_SHARE * area)
+    return torch.minimum((GROWTH * size_T).clamp_min(MIN_IMAGE_SHARE * area), most_T)
 
 
 def suspect(findings: Findings, candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
@@ -56,4 +71,4 @@ def suspect(findings: Findings, candidates: Sequence[Candidate], verdict: Verdic
     triggers = suspects[0].trigger
     for one in suspects[1:]:
         triggers = triggers.join(one.trigger)
-    return Suspicion([one.target for one in suspects], triggers)
+    return Suspicion(triggers, bounds(triggers))
