@@ -1,4 +1,4 @@
-"""A slice of the battery, small enough for every run: two backdoors and a clean model on digits, judged for real.
+"""A slice of the battery, small enough for every run: a backdoored and a clean model on digits, judged for real.
 
 The bounds are loose, but no pipeline that is broken can meet them: one that changes nothing fails on the attack, one
 that ruins the network fails on the accuracy.
@@ -37,7 +37,7 @@ def model(attack):
 def judged(tmp_path_factory):
     """The row of each attack, None for the clean model."""
     folder = tmp_path_factory.mktemp("slice")
-    configs = [model(None), model("patch"), model("blended")]
+    configs = [model(None), model("blended")]
     for config in configs:
         train.train_into(folder, config, device=torch.device("cpu"), precision="float32")
     jobs = judge.plan(configs, recipes=[RECIPE], seeds=[0], num_images=NUM_CLEAN_IMAGES, library="slice")
@@ -45,14 +45,13 @@ def judged(tmp_path_factory):
     return {row["attack"]: row for row in rows.read(folder / rows.FILE_NAME)}
 
 
-@pytest.mark.parametrize("attack", ["patch", "blended"])
-def test_a_planted_backdoor_is_there_before_and_at_most_half_of_it_after(judged, attack):
-    row = judged[attack]
+def test_a_planted_backdoor_is_there_before_and_at_most_half_of_it_after(judged):
+    row = judged["blended"]
     assert row["attack_success_before"] >= MIN_ATTACK_SUCCESS_BEFORE
     assert row["attack_success_after"] <= MAX_ATTACK_SUCCESS_LEFT * row["attack_success_before"]
 
 
-@pytest.mark.parametrize("attack", [None, "patch", "blended"])
+@pytest.mark.parametrize("attack", [None, "blended"])
 def test_accuracy_is_kept_on_images_that_the_product_never_saw(judged, attack):
     row = judged[attack]
     assert row["num_scored"] == 500 - NUM_CLEAN_IMAGES

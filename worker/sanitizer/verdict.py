@@ -25,7 +25,7 @@ MASK_STEPS = 300
 PERTURBATION_STEPS = 50
 INVERSION_BATCH = 16
 # Searches for a mask that leads anywhere: they end in different places, and the smallest counts.
-NUM_ANYWHERE = 4
+NUM_ANYWHERE = 8
 # Per root of the number of input values: an image of 28 x 28 gets an ℓ2 radius of 1.5.
 RADIUS_PER_ROOT = 1.5 / 28
 # Success rates are kept this far from 0 and 1 before their logit is taken.

@@ -11,13 +11,16 @@ from worker.sanitizer.spec import AccuracyBudget, FixedFraction, SanitizeSpec
 SHORT = {
     "verdict": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5, "SUSPICIOUS_STRENGTH": -100.0, "BACKDOORED_STRENGTH": 100.0},
     "recipes.trials": {"TRIAL_STEPS": 4},
-    "recipes.auto": {"FRESH_STEPS": 4, "UNLEARN_STEPS": 4, "LEAST_UNLEARN_STEPS": 8, "ESTIMATE_STEPS": 4},
+    "recipes.auto": {
+        **{"FRESH_STEPS": 4, "UNLEARN_STEPS": 4, "LEAST_UNLEARN_STEPS": 8, "ESTIMATE_STEPS": 4},
+        "REPAIRED_AT": -1.0,
+    },
 }
 
 
 @pytest.fixture
-def unsure(suspect, monkeypatch):
-    """Run `auto`, shortened, on a suspect of which no verdict is ever sure."""
+def shortened(suspect, monkeypatch):
+    """Run `auto`, shortened, on a suspect that is never judged clean nor called repaired."""
 
     def run(spec, **changes):
         for module, values in SHORT.items():
@@ -32,8 +35,8 @@ def unsure(suspect, monkeypatch):
     return run
 
 
-def test_a_second_round_follows_where_the_verdict_is_not_sure(unsure):
-    outcome, made, _ = unsure(SanitizeSpec(selection=FixedFraction(fraction=0.1)))
+def test_a_second_round_follows_where_the_estimate_is_too_high(shortened):
+    outcome, made, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)))
     assert outcome.verdict.verdict == "suspicious"
     assert outcome.repair.rounds == 2
     names = [name for name, _, _ in made.phases]
@@ -42,8 +45,8 @@ def test_a_second_round_follows_where_the_verdict_is_not_sure(unsure):
     assert made.silent(outcome.mask)
 
 
-def test_rounds_that_break_the_accuracy_budget_are_taken_back_whole(unsure):
-    outcome, made, before = unsure(SanitizeSpec(selection=AccuracyBudget(max_accuracy_drop=0.02)), RATE=3.0)
+def test_rounds_that_break_the_accuracy_budget_are_taken_back_whole(shortened):
+    outcome, made, before = shortened(SanitizeSpec(selection=AccuracyBudget(max_accuracy_drop=0.02)), RATE=3.0)
     assert (outcome.repair.rounds, outcome.repair.share_kept) == (1, 0.0)
     assert made.silent(outcome.mask)
     silenced = {name for site in made.bench.network.sites if site.name in outcome.mask for name in site.tensors}

@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import torch
-
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.prune import prune_with
@@ -21,7 +19,7 @@ from worker.sanitizer.repair import Course, Snapshot, snapshot, unlearn
 from worker.sanitizer.report import Repair, RepairStatus, SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
-from worker.sanitizer.verdict import INVERSION_BATCH, inspect, judge, num_steps
+from worker.sanitizer.verdict import INVERSION_BATCH, Findings, inspect, judge, num_steps
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.25
@@ -78,7 +76,7 @@ def auto(bench: Workbench) -> Outcome:
     if not spec.repair:
         repair = dataclasses.replace(NOT_ATTEMPTED, reason="The specification asks for pruning alone.")
         return dataclasses.replace(outcome, repair=repair, estimate=_estimate(bench, before, suspicion))
-    return _repair(bench, outcome, before, suspicion, budget)
+    return _repair(bench, outcome, before, findings, suspicion, budget)
 
 
 def _exhibited(bench: Workbench, suspicion: Suspicion) -> list[Suspected]:
@@ -87,33 +85,31 @@ def _exhibited(bench: Workbench, suspicion: Suspicion) -> list[Suspected]:
 
 
 def _repair(
-    bench: Workbench, outcome: Outcome, before: Snapshot, suspicion: Suspicion, budget: AccuracyBudget | None
+    bench: Workbench,
+    outcome: Outcome,
+    before: Snapshot,
+    findings: Findings,
+    suspicion: Suspicion,
+    budget: AccuracyBudget | None,
 ) -> Outcome:
     """Unlearn the suspects, keep as much of the way as the budget allows, and go another round where it is not enough.
 
-    It is not enough where the verdict is not sure whom to suspect, or where the suspects' triggers still work. The
-    second round is against triggers that lead anywhere, which a backdoor of a class that nobody suspected cannot hide
-    from; it is taken back as a whole if the budget breaks.
+    It is not enough where triggers of the suspects still work. The second round is against triggers that lead anywhere
+    too, from which a backdoor of an unsuspected class cannot hide; it is taken back whole if the budget breaks.
     """
     network, mask = bench.network, outcome.mask
-    is_sure = outcome.verdict.verdict == "backdoored"
-    course = SURE if is_sure else UNSURE
+    course = SURE if outcome.verdict.verdict == "backdoored" else UNSURE
     accuracy_pruned = _select_accuracy(bench)
     start = snapshot(network)
     network.load(before)
     right_before_N = right(bench)
     network.load(start)
-    # A second mask for each: the first may sit in a corner that the network soon defends.
-    doubled = suspicion.join(_invert_again(bench, suspicion.targets), suspicion.bounds_T)
-    _unlearn(bench, doubled, before, course, mask, phase="repair")
+    _unlearn(bench, _doubled(bench, suspicion), before, course, mask, phase="repair")
     share = walk_back(bench, start, snapshot(network), right_before_N, budget)
     estimate, rounds = _estimate(bench, before, suspicion), 1
-    if not is_sure or estimate.after > REPAIRED_AT:
+    if estimate.after > REPAIRED_AT:
         kept = snapshot(network)
-        num = len(suspicion.targets)
-        found = _invert_again(bench, [*suspicion.targets, *[ANYWHERE] * num])
-        bounds_T = torch.cat([suspicion.bounds_T, bounds(found.take(range(num, len(found))))])
-        _unlearn(bench, Suspicion(found, bounds_T), before, course, mask, phase="repair_again")
+        _unlearn_again(bench, findings, suspicion, before, course, mask)
         if is_finite(snapshot(network)) and (
             budget is None or admissible(budget, right_before_N, right(bench), bench.select.labels)
         ):
@@ -136,6 +132,18 @@ def _repair(
     return dataclasses.replace(outcome, repair=repair, estimate=estimate)
 
 
+def _unlearn_again(
+    bench: Workbench, findings: Findings, suspicion: Suspicion, before: Snapshot, course: Course, mask: Mask
+) -> None:
+    """Unlearn the suspects, and masks that lead anywhere: the suspect's smallest, and one of the network as it is."""
+    found = _invert_again(bench, [ANYWHERE]).join(findings.anywhere)
+    again = _doubled(bench, suspicion).join(found, bounds(found))
+    # The suspects' own triggers keep the weight that they had.
+    weight = course.trigger_weight * len(again.triggers) / (len(again.triggers) - len(found))
+    course = dataclasses.replace(course, trigger_weight=weight)
+    _unlearn(bench, again, before, course, mask, phase="repair_again")
+
+
 def _unlearn(
     bench: Workbench, suspicion: Suspicion, anchor: Snapshot, course: Course, mask: Mask, *, phase: str
 ) -> None:
@@ -146,6 +154,11 @@ def _unlearn(
             bench.network, bench.repair, suspicion.triggers, suspicion.bounds_T, course, anchor=anchor, steps=steps,
             generator=bench.generator, mask=mask, advance=advance,
         )  # fmt: skip
+
+
+def _doubled(bench: Workbench, suspicion: Suspicion) -> Suspicion:
+    """With a second mask for each, drawn anew: the first may sit in a corner that the network soon defends."""
+    return suspicion.join(_invert_again(bench, suspicion.targets), suspicion.bounds_T)
 
 
 def _invert_again(bench: Workbench, targets: Sequence[int]) -> Triggers:
