@@ -12,7 +12,10 @@ SHORT = {
     "verdict": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5, "SUSPICIOUS_STRENGTH": -100.0, "BACKDOORED_STRENGTH": 100.0},
     "recipes.trials": {"TRIAL_STEPS": 4},
     "recipes.auto": {
-        **{"FRESH_STEPS": 4, "UNLEARN_STEPS": 4, "LEAST_UNLEARN_STEPS": 8, "ESTIMATE_STEPS": 4},
+        "FRESH_STEPS": 4,
+        "UNLEARN_STEPS": 4,
+        "LEAST_UNLEARN_STEPS": 8,
+        "ESTIMATE_STEPS": 4,
         "REPAIRED_AT": -1.0,
     },
 }
