@@ -39,5 +39,5 @@ def test_what_a_trial_costs_does_not_depend_on_the_others(costs):
 
 
 def test_a_planted_backdoor_is_the_cheapest_to_unlearn(costs):
-    found = costs(4, mask_steps=100, trial_steps=30)
+    found = costs(4, mask_steps=200, trial_steps=60)
     assert min(found, key=found.get) == TARGET, found
