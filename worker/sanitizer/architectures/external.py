@@ -157,8 +157,8 @@ def import_library(module: str, *, source: str) -> ModuleType:
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ArchitectureNotInstalledError(
-            f"architectures of '{source}' need the package '{error.name or source}', which this worker does not have; install it "
-            f"(pip install 'lustrate[{source}]') or choose a builtin architecture"
+            f"architectures of '{source}' need the package '{error.name or source}', which this worker does not have; "
+            f"install it (pip install 'lustrate[{source}]') or choose a builtin architecture"
         ) from error
     except (ImportError, RuntimeError) as error:
         # torchvision raises RuntimeError where its compiled operators do not fit the installed torch.
