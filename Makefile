@@ -9,10 +9,11 @@ INSTALLED := $(VENV)/installed
 demo: $(INSTALLED)
 	$(BIN)/lustrate demo
 
-# One process for each core, up to four; a file's tests stay together, the slowest files come first, and no process takes
-# a second core for its sums.
+# One process more than cores, up to four, since some wait for a service; a file's tests stay together, the slowest files
+# come first, and no process takes a second core for its sums.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder \
+		--numprocesses $$($(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

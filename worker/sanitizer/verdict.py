@@ -24,6 +24,8 @@ from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
 MASK_STEPS = 300
 PERTURBATION_STEPS = 50
 INVERSION_BATCH = 16
+# Few classes are searched for several times each, so many times together: the smallest mask of a class counts.
+NUM_CLASS_SEARCHES = 12
 # Searches for a mask that leads anywhere: they end in different places, and the smallest counts.
 NUM_ANYWHERE = 8
 # Per root of the number of input values: an image of 28 x 28 gets an ℓ2 radius of 1.5.
@@ -124,22 +126,24 @@ def inspect(
     classes = list(range(num_classes))
     if num_classes > MAX_CLASSES_INVERTED:
         classes = _screen(network, images, select, classes, radius, generator)
+    restarts = max(1, NUM_CLASS_SEARCHES // len(classes))
     found = synthesise(
-        network, pixels_NCHW, labels_N, [*classes, *[ANYWHERE] * NUM_ANYWHERE], family="mask", steps=MASK_STEPS,
-        batch_size=INVERSION_BATCH, generator=generator, advance=advance,
+        network, pixels_NCHW, labels_N, [*classes * restarts, *[ANYWHERE] * NUM_ANYWHERE], family="mask",
+        steps=MASK_STEPS, batch_size=INVERSION_BATCH, generator=generator, advance=advance,
     )  # fmt: skip
     perturbations = synthesise(
         network, pixels_NCHW, labels_N, classes, family="l2", steps=PERTURBATION_STEPS, batch_size=INVERSION_BATCH,
         radius=radius, generator=generator, advance=advance,
     )  # fmt: skip
     size_T = found.size().double().cpu()
-    nowhere = list(range(len(classes), len(found)))
-    anywhere = found.take(nowhere)
+    first_K = torch.arange(len(classes))
+    best_K = size_T[: restarts * len(classes)].view(restarts, -1).argmin(dim=0) * len(classes) + first_K
+    anywhere = found.take(range(restarts * len(classes), len(found)))
     return Findings(
         classes,
-        found.take(range(len(classes))),
-        size_T[: len(classes)],
-        anywhere.take([int(size_T[nowhere].argmin())]),
+        found.take(best_K.tolist()),
+        size_T[best_K],
+        anywhere.take([int(anywhere.size().argmin())]),
         _destination(network, anywhere, images, classes),
         success(network, perturbations, select.pixels_NCHW, select.labels),
     )
