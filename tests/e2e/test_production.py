@@ -10,7 +10,7 @@ def stack(make_stack, postgresql_url, redis_url):
 
 def test_the_whole_path_on_postgresql_and_redis(stack, tmp_path):
     bundle = Bundle(stack.client)
-    job_id = bundle.submit(recipe="prune")  # the demo runs the default
+    job_id = bundle.submit(recipe="prune", inputs="clean")  # the demo runs the default
     job = bundle.finish(job_id)
     assert job["state"] == "succeeded", job["error"]
     assert_delivered(stack.client, job_id, tmp_path / "sanitized")

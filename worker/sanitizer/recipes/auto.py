@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.prune import prune_with
+from worker.sanitizer.recipes.scope import in_scope
 from worker.sanitizer.recipes.suspicion import Suspicion, bounds, suspect
 from worker.sanitizer.recipes.trials import try_targets
 from worker.sanitizer.recipes.walk_back import admissible, is_finite, right, walk_back
@@ -45,6 +46,7 @@ _REASONS: dict[RepairStatus, str] = {
 def auto(bench: Workbench) -> Outcome:
     """Judge, prune, repair, verify. A network judged clean is left as it is, unless a fixed pruning was asked for."""
     network, spec = bench.network, bench.spec
+    in_scope(network, spec.scope)  # a layer that is not there is refused before any work
     asked, budget = spec, None
     if isinstance(spec.selection, AccuracyBudget):
         budget = spec.selection
