@@ -14,27 +14,12 @@ from worker.protocol import Progress, Refused, Request, Started, Succeeded, deco
 from worker.results import read_figures, read_preview, read_report
 from worker.sanitizer.checkpoint import read
 from worker.sanitizer.spec import ArchitectureSpec, FixedFraction, InputSpec, SanitizeSpec
-from worker.supervisor import Kind, Limits, Supervisor, Tick
+from worker.supervisor import Kind, Limits, Tick
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIMITS = Limits(deadline_seconds=120, memory_bytes=8 << 30)
 # As little work as a whole job can be.
 SPEC = SanitizeSpec(recipe="prune", inputs="clean", scope="last_conv", selection=FixedFraction(fraction=0.1))
-
-
-@pytest.fixture
-def supervisor(staging):
-    supervisor = Supervisor(staging)
-    yield supervisor
-    supervisor.close()
-
-
-@pytest.fixture
-def staging(tmp_path):
-    """Where the supervisor's children may read and write."""
-    for name in ("in", "out"):
-        (tmp_path / "staging" / name).mkdir(parents=True)
-    return tmp_path / "staging"
 
 
 @pytest.fixture

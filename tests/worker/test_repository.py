@@ -14,7 +14,7 @@ import torch
 from worker.protocol import Request
 from worker.results import read_report
 from worker.sanitizer.spec import ArchitectureSpec, FixedFraction, InputSpec, SanitizeSpec
-from worker.supervisor import Kind, Limits, Supervisor, Tick
+from worker.supervisor import Kind, Limits, Tick
 
 PER_CLASS = 40
 MEMBERS = ("config.json", "model.safetensors")
@@ -29,13 +29,6 @@ def transformers():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("transformers")
-
-
-@pytest.fixture
-def staging(tmp_path):
-    for name in ("in", "out"):
-        (tmp_path / "staging" / name).mkdir(parents=True)
-    return tmp_path / "staging"
 
 
 @pytest.fixture
@@ -69,7 +62,7 @@ def zipped(model, path, staging):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_whole_job_of_a_repository_runs_in_the_child_and_comes_back_loadable(model, staging, transformers):
+def test_a_whole_job_of_a_repository_runs_in_the_child_and_loads_again(model, staging, supervisor, transformers):
     pixels_NCHW = upload(model, staging)
     request = Request(
         checkpoint_path=str(staging / "in" / "checkpoint"),
@@ -85,12 +78,8 @@ def test_a_whole_job_of_a_repository_runs_in_the_child_and_comes_back_loadable(m
         threads=1,
         max_file_bytes=64 << 20,
     )
-    supervisor = Supervisor(staging)
-    try:
-        limits = Limits(deadline_seconds=120, memory_bytes=8 << 30)
-        outcome = supervisor.run(request.to_payload(), limits=limits, on_tick=lambda _: Tick.CONTINUE)
-    finally:
-        supervisor.close()
+    limits = Limits(deadline_seconds=120, memory_bytes=8 << 30)
+    outcome = supervisor.run(request.to_payload(), limits=limits, on_tick=lambda _: Tick.CONTINUE)
     assert outcome.kind is Kind.SUCCEEDED, (outcome.code, outcome.message, outcome.log_tail)
     report = read_report(staging / "out" / "report.json")
     assert report.accuracy.before.value == 1

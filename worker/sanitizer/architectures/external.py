@@ -117,9 +117,8 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
         keyword = TORCHVISION_SIZES.get(name)
         size = (image_size, image_size) if keyword == "input_size" else image_size
         chosen: dict[str, object] = {} if keyword is None else {keyword: size}
-        if (
-            name in TORCHVISION_AUXILIARY
-        ):  # Their own way of drawing weights takes a minute, for weights that are replaced.
+        if name in TORCHVISION_AUXILIARY:
+            # Their own way of drawing weights takes a minute, for weights that are replaced.
             chosen = {"aux_logits": aux_logits, "init_weights": False}
         # Their widths are worked out with tensors, whose values are needed even where the network gets no storage.
         with torch.device("cpu") if name.startswith("regnet_") else nullcontext():

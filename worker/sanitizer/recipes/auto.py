@@ -14,7 +14,7 @@ from worker.sanitizer.recipes.prune import prune_with
 from worker.sanitizer.recipes.scope import in_scope
 from worker.sanitizer.recipes.suspicion import Suspicion, bounds, suspect
 from worker.sanitizer.recipes.trials import try_targets
-from worker.sanitizer.recipes.walk_back import admissible, is_finite, right, walk_back
+from worker.sanitizer.recipes.walk_back import is_finite, right, walk_back, within_budget
 from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
 from worker.sanitizer.repair import Course, Snapshot, snapshot, unlearn
 from worker.sanitizer.report import Repair, RepairStatus, SyntheticAttackSuccess
@@ -77,7 +77,7 @@ def auto(bench: Workbench) -> Outcome:
         return dataclasses.replace(outcome, repair=Repair(status="not_attempted", reason=reason))
     if not spec.repair:
         repair = dataclasses.replace(NOT_ATTEMPTED, reason="The specification asks for pruning alone.")
-        return dataclasses.replace(outcome, repair=repair, estimate=_estimate(bench, before, suspicion))
+        return dataclasses.replace(outcome, repair=repair, estimate=_estimate(bench, outcome, suspicion))
     return _repair(bench, outcome, before, findings, suspicion, budget)
 
 
@@ -108,19 +108,18 @@ def _repair(
     network.load(start)
     _unlearn(bench, _doubled(bench, suspicion), before, course, mask, phase="repair")
     share = walk_back(bench, start, snapshot(network), right_before_N, budget)
-    estimate, rounds = _estimate(bench, before, suspicion), 1
+    estimate, rounds = _estimate(bench, outcome, suspicion), 1
     if estimate.after > REPAIRED_AT:
         kept = snapshot(network)
         _unlearn_again(bench, findings, suspicion, before, course, mask)
-        if is_finite(snapshot(network)) and (
-            budget is None or admissible(budget, right_before_N, right(bench), bench.select.labels)
-        ):
-            estimate, rounds = _estimate(bench, before, suspicion), 2
+        if is_finite(snapshot(network)) and within_budget(bench, right_before_N, budget):
+            estimate, rounds = _estimate(bench, outcome, suspicion), 2
         else:
             network.load(kept)
+    status = _status(estimate)
     repair = Repair(
-        status=_status(estimate),
-        reason=_REASONS[_status(estimate)],
+        status=status,
+        reason=_REASONS[status],
         rounds=rounds,
         classes=[target for target in suspicion.targets if target != ANYWHERE],
         share_kept=share,
@@ -178,7 +177,7 @@ def _status(estimate: SyntheticAttackSuccess) -> RepairStatus:
     return "partly_repaired" if estimate.after <= NOT_REPAIRED_AT else "not_repaired"
 
 
-def _estimate(bench: Workbench, before: Snapshot, suspicion: Suspicion) -> SyntheticAttackSuccess:
+def _estimate(bench: Workbench, outcome: Outcome, suspicion: Suspicion) -> SyntheticAttackSuccess:
     """The largest success of the suspect's triggers, and of others of up to `GROWTH` times their size, searched now.
 
     Half of these begin where the suspect's were and never leave the bound; half begin anew and are cut to it.
@@ -197,11 +196,8 @@ def _estimate(bench: Workbench, before: Snapshot, suspicion: Suspicion) -> Synth
         anew, near = search(None).bounded(suspicion.bounds_T), search(found)
         everything = found.join(anew).join(near)
         after = float(success(network, everything, select.pixels_NCHW, select.labels).amax())
-        now = snapshot(network)
-        network.load(before)
-        largest_before = float(success(network, found, select.pixels_NCHW, select.labels).amax())
-        network.load(now)
-    return SyntheticAttackSuccess(before=largest_before, after=after, num_triggers=len(everything))
+    before = max(one.success for one in outcome.triggers if one.success is not None)
+    return SyntheticAttackSuccess(before=before, after=after, num_triggers=len(everything))
 
 
 def _select_accuracy(bench: Workbench) -> float:

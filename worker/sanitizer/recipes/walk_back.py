@@ -22,11 +22,10 @@ def walk_back(
     A training that diverged is all taken back.
     """
     network = bench.network
-    if is_finite(repaired):
-        for share in WALK_BACK:
-            interpolate(network, start, repaired, share)
-            if budget is None or admissible(budget, right_before_N, right(bench), bench.select.labels):
-                return share
+    for share in WALK_BACK if is_finite(repaired) else ():
+        interpolate(network, start, repaired, share)
+        if within_budget(bench, right_before_N, budget):
+            return share
     network.load(start)
     return 0.0
 
@@ -34,6 +33,11 @@ def walk_back(
 def is_finite(tensors: Snapshot) -> bool:
     """Whether a training did not diverge."""
     return all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())
+
+
+def within_budget(bench: Workbench, right_before_N: torch.Tensor, budget: AccuracyBudget | None) -> bool:
+    """Whether the network as it is keeps the budget, if there is one."""
+    return budget is None or admissible(budget, right_before_N, right(bench), bench.select.labels)
 
 
 def admissible(
