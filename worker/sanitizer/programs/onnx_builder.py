@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
+from worker.sanitizer.programs.ancestry import Ancestry
 from worker.sanitizer.programs.onnx_names import StateNames
 from worker.sanitizer.programs.onnx_tensors import FileTensor
 from worker.sanitizer.programs.onnx_values import AS_IN_FILE, Dim, Extent, Layout, Origin, Value, fill, held, values_in
@@ -51,6 +52,7 @@ class Builder:
         self._of_weight: dict[str, Origin] = {}
         self._constants: dict[int, tuple[fx.Node, Tensor]] = {}
         self._images: fx.Node | None = None
+        self._of_images: Ancestry | None = None
         self._known_values = 0
         self.where = "the graph"
 
@@ -59,6 +61,7 @@ class Builder:
     def images(self, channels: int, height: int, width: int) -> Value:
         """The graph's placeholder (N, C, H, W)."""
         self._images = self.graph.placeholder("images")
+        self._of_images = Ancestry(self._images)
         self._images.meta["shape"] = (self.batches[0], channels, height, width)
         return Value(
             tuple(torch.empty(batch, channels, height, width, device="meta") for batch in self.batches), self._images
@@ -124,15 +127,7 @@ class Builder:
 
     def depends_on_images(self, value: Value) -> bool:
         """Whether a value is not the same whatever the images."""
-        pending, seen = [value.node] if value.node is not None else [], set[fx.Node]()
-        while pending:
-            node = pending.pop()
-            if node is self._images:
-                return True
-            fresh = [source for source in node.all_input_nodes if source not in seen]
-            seen.update(fresh)
-            pending += fresh
-        return False
+        return value.node is not None and self._of_images is not None and value.node in self._of_images
 
     # Calls ------------------------------------------------------------------------------------------------------------
 

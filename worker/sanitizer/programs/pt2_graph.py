@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 from worker.sanitizer.programs import canonical, operators
 from worker.sanitizer.programs import pt2_arguments as arguments
 from worker.sanitizer.programs import pt2_document as documents
+from worker.sanitizer.programs.ancestry import Ancestry
 from worker.sanitizer.programs.pt2_document import Document
 from worker.sanitizer.refusals import (
     CorruptProgramError,
@@ -40,6 +41,12 @@ class _Builder:
 
     graph: fx.Graph = field(default_factory=fx.Graph)
     values: dict[str, fx.Node | None] = field(default_factory=dict)
+    images: fx.Node = field(init=False)
+    of_images: Ancestry = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.images = self.graph.placeholder("images")
+        self.of_images = Ancestry(self.images)
 
     def define(self, name: object, node: fx.Node | None) -> None:
         known = documents.text(name, "a value's name")
@@ -95,7 +102,6 @@ def _define_inputs(builder: _Builder, graph: Document, signature: Document, tens
     if len(names) != len(specs):
         raise CorruptProgramError("inputs and signature of the program differ; export it again")
     images: list[str] = []
-    placeholder = builder.graph.placeholder("images")
     for spec in specs:
         kind, content = documents.variant(spec, "input_specs")
         content = documents.fields(content, "input_specs")
@@ -104,7 +110,7 @@ def _define_inputs(builder: _Builder, graph: Document, signature: Document, tens
             if how != "as_tensor":
                 raise _interface("it takes other inputs than tensors")
             images.append(_name(argument))
-            builder.define(images[-1], placeholder)
+            builder.define(images[-1], builder.images)
         elif kind in ("parameter", "buffer", "tensor_constant"):
             target = documents.text(content.get(f"{kind}_name"), "input_specs")
             if target not in tensors:
@@ -156,7 +162,7 @@ def _add(builder: _Builder, node: Document) -> None:
     elif target.startswith("torch.ops.aten.") and name in operators.ATEN:
         overload = operators.ATEN[name]
         args, kwargs = arguments.by_schema(overload, inputs, builder.value)
-        if not _is_standardisation(overload, args):
+        if not _is_standardisation(overload, args, builder.of_images):
             _refuse_training(overload, args)
         if overload in operators.IN_PLACE:
             _refuse_write(args[0], target)
@@ -193,19 +199,11 @@ def _define_items(builder: _Builder, node: fx.Node, names: list[Any]) -> None:
             builder.define(_name(content), builder.graph.call_function(operators.get_item, (node, index)))
 
 
-def _is_standardisation(overload: OpOverload, args: tuple[Any, ...]) -> bool:
+def _is_standardisation(overload: OpOverload, args: tuple[Any, ...], of_images: Ancestry) -> bool:
     """Whether a batch norm goes by the statistics of weights, and no image has a part in what it computes."""
     if overload is not operators.ATEN["batch_norm.default"] or any(arg is not None for arg in args[3:5]):
         return False
-    pending = [arg for arg in args if isinstance(arg, fx.Node)]
-    seen: set[fx.Node] = set()
-    while pending:
-        node = pending.pop()
-        if node.op == "placeholder":
-            return False
-        pending += [source for source in node.all_input_nodes if source not in seen]
-        seen.update(node.all_input_nodes)
-    return True
+    return not any(isinstance(arg, fx.Node) and arg in of_images for arg in args)
 
 
 def _refuse_training(overload: OpOverload, args: tuple[Any, ...]) -> None:
