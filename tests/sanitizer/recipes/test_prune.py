@@ -8,6 +8,7 @@ import torch
 
 from worker.sanitizer.evaluate import predict, wilson
 from worker.sanitizer.network import NetworkRefusedError
+from worker.sanitizer.recipes import RECIPES
 from worker.sanitizer.recipes.prune import paper, prune
 from worker.sanitizer.spec import AccuracyBudget, FixedFraction, RobustDeviations, SanitizeSpec
 
@@ -110,6 +111,14 @@ def test_an_unknown_layer_is_refused_and_the_network_left_alone(suspect):
     with pytest.raises(NetworkRefusedError, match="no_such_layer"):
         prune(made.bench)
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.tensors().items())
+
+
+@pytest.mark.parametrize("recipe", ["auto", "prune"])
+def test_an_unknown_layer_is_refused_before_any_work(suspect, recipe):
+    made = suspect(spec=SanitizeSpec(recipe=recipe, scope=["no_such_layer"]))
+    with pytest.raises(NetworkRefusedError, match="no_such_layer"):
+        RECIPES[recipe](made.bench)
+    assert made.phases == []
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.1])

@@ -34,6 +34,7 @@ PROFILE_IMAGES_PER_TRIGGER = 256
 def prune(bench: Workbench) -> Outcome:
     """Prune as the specification says, and nothing else."""
     spec = bench.spec
+    in_scope(bench.network, spec.scope)  # a layer that is not there is refused before any work
     wanted = spec.inputs == "clean" and any(name in NEEDS_TRIGGERS for name in spec.criteria)
     return prune_with(bench, suspects(bench) if wanted or spec.inputs.startswith("synthetic") else [])
 
