@@ -10,9 +10,9 @@ demo: $(INSTALLED)
 	$(BIN)/lustrate demo
 
 # One process more than cores, up to four, since some wait for a service; a file's tests stay together, the slowest files
-# come first, and no process takes a second core for its sums.
+# come first, and no process takes a second core for its sums. The allocator is that of a job's process.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=536870912 $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder \
 		--numprocesses $$($(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
 
 lint: $(INSTALLED)

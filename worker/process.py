@@ -33,6 +33,9 @@ DESCENDANTS_SECONDS = 0.5  # a walk over all processes of the machine
 # What a child may know of our environment. An allow-list: a database or broker URL must never be in it.
 ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH", "TZ")
 ENVIRONMENT_PREFIXES = ("GOMP_", "KMP_", "MKL_", "NVIDIA_", "OMP_", "OPENBLAS_")
+# The C library's allocator, by default, gives every large buffer back to the system and has it zeroed page by page when
+# the next step asks for the same. So it keeps up to half a gibibyte; the memory ceiling counts what it keeps.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(512 << 20)}
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -44,6 +47,7 @@ def environment(directory: Path) -> dict[str, str]:
         if name in ENVIRONMENT or name.startswith(ENVIRONMENT_PREFIXES)
     }
     return allowed | {
+        **ALLOCATOR,
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic cuBLAS needs it before CUDA starts
         "HF_HUB_OFFLINE": "1",
         "HOME": str(directory),

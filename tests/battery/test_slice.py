@@ -1,4 +1,4 @@
-"""A slice of the battery, small enough for every run: a backdoored model on digits, judged for real.
+"""A slice of the battery, small enough for every run: a backdoored and a clean model on digits, judged for real.
 
 The bounds are loose, but no pipeline that is broken can meet them: one that changes nothing fails on the attack, one
 that ruins the network fails on the accuracy.
@@ -19,31 +19,36 @@ MAX_ATTACK_SUCCESS_LEFT = 0.5
 MAX_ACCURACY_LOST = 0.06
 
 
-MODEL = ModelConfig(
-    name="slice-blended",
-    dataset="digits",
-    architecture="small_vgg",
-    options={"width": 8, "batch_norm": True},
-    attack="blended",
-    rate=0.10,
-    num_train=1100,
-    epochs=15,
-    batch_size=64,
-)
+def model(attack):
+    return ModelConfig(
+        name=f"slice-{attack or 'clean'}",
+        dataset="digits",
+        architecture="small_vgg",
+        options={"width": 8, "batch_norm": True},
+        attack=attack,
+        rate=0.10 if attack else 0.0,
+        num_train=1100,
+        epochs=15,
+        batch_size=64,
+    )
 
 
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory):
-    """The model's row."""
+@pytest.fixture(scope="module", params=["blended", None])
+def judged(tmp_path_factory, request):
+    """The row of a backdoored model, then of a clean one."""
     folder = tmp_path_factory.mktemp("slice")
-    train.train_into(folder, MODEL, device=torch.device("cpu"), precision="float32")
-    jobs = judge.plan([MODEL], recipes=[RECIPE], seeds=[0], num_images=NUM_CLEAN_IMAGES, library="slice")
+    config = model(request.param)
+    train.train_into(folder, config, device=torch.device("cpu"), precision="float32")
+    jobs = judge.plan([config], recipes=[RECIPE], seeds=[0], num_images=NUM_CLEAN_IMAGES, library="slice")
     assert judge.run(jobs, folder) == 0
     (row,) = rows.read(folder / rows.FILE_NAME)
     return row
 
 
 def test_a_planted_backdoor_is_there_before_and_at_most_half_of_it_after(judged):
+    if judged["attack"] is None:
+        assert "attack_success_after" not in judged
+        return
     assert judged["attack_success_before"] >= MIN_ATTACK_SUCCESS_BEFORE
     assert judged["attack_success_after"] <= MAX_ATTACK_SUCCESS_LEFT * judged["attack_success_before"]
 

@@ -130,6 +130,18 @@ def test_a_search_begins_where_it_is_told_to(suspect):
     assert not torch.equal(search.triggers().pattern_TCHW, begun.pattern_TCHW)
 
 
+@pytest.mark.parametrize("family", ["mask", "l2"])
+def test_a_search_does_not_depend_on_how_many_triggers_go_through_the_network_at_once(suspect, monkeypatch, family):
+    def found():
+        return make(suspect(), family, steps=3, radius=1.0)
+
+    whole = found()
+    monkeypatch.setattr(triggers, "POSITIONS_AT_ONCE", {"cpu": 3 * 16 * SHAPE[1] * SHAPE[2]})
+    in_parts = found()
+    torch.testing.assert_close(in_parts.pattern_TCHW, whole.pattern_TCHW, atol=1e-4, rtol=0)
+    torch.testing.assert_close(in_parts.amount_T1HW, whole.amount_T1HW, atol=1e-4, rtol=0)
+
+
 def test_joined_triggers_are_all_there_in_order(suspect):
     found = make(suspect(), "mask")
     again = found.take([0, 1]).join(found.take([2, 3]))

@@ -190,6 +190,7 @@ def test_a_child_has_no_credentials_and_a_folder_of_its_own(supervisor, tmp_path
     assert "secret" not in outcome.message
     assert child["OMP_NUM_THREADS"] == "1"
     assert child["PYTHONHASHSEED"] == "0"
+    assert int(child["MALLOC_MMAP_THRESHOLD_"]) > 1 << 20
     assert Path(child["cwd"]).parent == tmp_path / "staging"
     assert child["HOME"] == child["TMPDIR"] == child["cwd"]
     assert not Path(child["cwd"]).exists()

@@ -5,6 +5,8 @@ Shapes: N images, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
@@ -55,6 +57,13 @@ class Network:
     def device(self) -> torch.device:
         """Where the tensors live."""
         return self._mean_1C11.device
+
+    def twin(self) -> Network:
+        """A copy with tensors of its own."""
+        with warnings.catch_warnings():
+            # Torch's own, at its own class of an exported program's inputs.
+            warnings.simplefilter("ignore", FutureWarning)
+            return copy.deepcopy(self)
 
     def parameters(self) -> dict[str, Tensor]:
         """The floating-point tensors that gradient descent may change, by state-dict name."""

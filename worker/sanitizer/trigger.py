@@ -31,6 +31,8 @@ SMALLEST_NORM = 1e-12
 # A search that starts from a trigger takes masks and patterns this far from 0 and 1, where a gradient still moves them.
 LOGIT_MARGIN = 1e-4
 SUCCESS_BATCH = 256
+# Pixels of the images of one pass, whatever their channels: more hold more memory and are not faster.
+POSITIONS_AT_ONCE = {"cpu": 2**18, "cuda": 2**22}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,27 +136,34 @@ class Inversion:
         self._optimizer = torch.optim.Adam(variables, lr=LEARNING_RATE, betas=(0.5, 0.9))
         self._weight_T = torch.full((num,), SIZE_WEIGHT_START, device=device)
         self._works_T = torch.zeros(num, device=device)
+        self._all_T = torch.arange(num, device=device)
 
     def step(self, pixels_BCHW: Tensor, labels_B: Tensor | None) -> None:
         """One gradient step of every trigger on the same images; none is asked to send its own class to itself."""
-        num, batch_size = len(self.targets_T), len(pixels_BCHW)
+        pixels_BCHW = pixels_BCHW.to(self.network.device)
+        at_once = max(1, POSITIONS_AT_ONCE[self.network.device.type] // pixels_BCHW[:, 0].numel())
+        self._optimizer.zero_grad()
         with frozen(self.network):
-            amount_T1HW, pattern_TCHW = self._render()
-            stamped_TBCHW = _stamp(self.family, amount_T1HW, pattern_TCHW, pixels_BCHW.to(self.network.device))
-            logits_TBK = self.network(stamped_TBCHW.flatten(0, 1)).view(num, batch_size, -1)
-            loss_TB, hit_TB, counts_TB = _aim(logits_TBK, self.targets_T, labels_B)
-            number_T = counts_TB.sum(dim=1).clamp_min(1)
-            loss_T = (loss_TB * counts_TB).sum(dim=1) / number_T
-            if self.family == "mask":
-                loss_T = loss_T + self._weight_T * self._mask_T1HW.sigmoid().flatten(1).sum(dim=1)
-            self._optimizer.zero_grad()
-            loss_T.sum().backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
+            # Every loss hangs on its own trigger alone: the gradients are those of all in one pass, in bounded memory.
+            parts = [self._backward(rows, pixels_BCHW, labels_B) for rows in torch.split(self._all_T, at_once)]
+        self._optimizer.step()
         if self.family == "mask" and self.max_size_T is None:
-            hit_T = (hit_TB * counts_TB).sum(dim=1) / number_T
-            self._works_T = EXPONENTIAL_AVERAGE * self._works_T + (1 - EXPONENTIAL_AVERAGE) * hit_T
+            self._works_T = EXPONENTIAL_AVERAGE * self._works_T + (1 - EXPONENTIAL_AVERAGE) * torch.cat(parts)
             up, down = self._weight_T * SIZE_WEIGHT_UP, self._weight_T / SIZE_WEIGHT_DOWN
             self._weight_T = torch.where(self._works_T >= WORKS_AT, up, down)
+
+    def _backward(self, rows_R: Tensor, pixels_BCHW: Tensor, labels_B: Tensor | None) -> Tensor:
+        """Add the gradients of these triggers' losses, and say on what share of the images each works, (R,)."""
+        amount_R1HW, pattern_RCHW = (value[rows_R] for value in self._render())
+        stamped_RBCHW = _stamp(self.family, amount_R1HW, pattern_RCHW, pixels_BCHW)
+        logits_RBK = self.network(stamped_RBCHW.flatten(0, 1)).view(*stamped_RBCHW.shape[:2], -1)
+        loss_RB, hit_RB, counts_RB = _aim(logits_RBK, self.targets_T[rows_R], labels_B)
+        number_R = counts_RB.sum(dim=1).clamp_min(1)
+        loss_R = (loss_RB * counts_RB).sum(dim=1) / number_R
+        if self.family == "mask":
+            loss_R = loss_R + self._weight_T[rows_R] * self._mask_T1HW[rows_R].sigmoid().flatten(1).sum(dim=1)
+        loss_R.sum().backward()  # type: ignore[no-untyped-call]
+        return (hit_RB * counts_RB).sum(dim=1) / number_R
 
     def triggers(self) -> Triggers:
         """The triggers as they are now."""

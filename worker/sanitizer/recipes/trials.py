@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from threading import Lock
 
 import torch
 
 from worker.sanitizer.case import Images
 from worker.sanitizer.evaluate import divergence, log_probabilities
+from worker.sanitizer.network import Network
+from worker.sanitizer.recipes.side_by_side import on_twins
 from worker.sanitizer.recipes.workbench import Workbench
 from worker.sanitizer.repair import Course, Snapshot, unlearn
 from worker.sanitizer.training import patchwork
@@ -46,20 +50,30 @@ def try_targets(bench: Workbench, findings: Findings, before: Snapshot) -> list[
     seen = [log_probabilities(network, pixels_NCHW) for pixels_NCHW in pieced]
     # Every trial on the same half draws the same batches: what differs is the trigger alone.
     seeds = [int(torch.randint(2**31, (), generator=bench.generator)) for _ in halves]
-    candidates = []
+    lock = Lock()
     with bench.phase("try", len(tried) * len(halves) * TRIAL_STEPS) as advance:
-        for trigger, prominence in tried:
-            costs = []
-            for taught, asked in ((0, 1), (1, 0)):
+
+        def step(done: int) -> None:
+            with lock:
+                advance(done)
+
+        def costs(network: Network, taught: int, asked: int) -> list[float]:
+            found = []
+            for trigger, _ in tried:
                 unlearn(
-                    network, halves[taught], trigger, GROWTH * trigger.size(), COURSE, anchor=before, steps=TRIAL_STEPS,
-                    generator=torch.Generator().manual_seed(seeds[taught]), advance=advance,
+                    network, halves[taught], trigger, GROWTH * trigger.size(), COURSE, anchor=before,
+                    steps=TRIAL_STEPS, generator=torch.Generator().manual_seed(seeds[taught]), advance=step,
                 )  # fmt: skip
-                costs.append(divergence(seen[asked], log_probabilities(network, pieced[asked])))
+                found.append(divergence(seen[asked], log_probabilities(network, pieced[asked])))
                 network.load(before)
-            cost = sum(costs) / len(costs)
-            cost = cost if math.isfinite(cost) else LARGEST_COST
-            candidates.append(Candidate(int(trigger.targets_T[0]), trigger, prominence, cost))
+            return found
+
+        per_half = on_twins(network, [partial(costs, taught=0, asked=1), partial(costs, taught=1, asked=0)])
+    candidates = []
+    for (trigger, prominence), *both in zip(tried, *per_half, strict=True):
+        cost = sum(both) / len(both)
+        cost = cost if math.isfinite(cost) else LARGEST_COST
+        candidates.append(Candidate(int(trigger.targets_T[0]), trigger, prominence, cost))
     return candidates
 
 
