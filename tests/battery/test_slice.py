@@ -47,7 +47,7 @@ def judged(tmp_path_factory, request):
 
 def test_a_planted_backdoor_is_there_before_and_at_most_half_of_it_after(judged):
     if judged["attack"] is None:
-        assert "attack_success_after" not in judged
+        assert judged["attack_success_before"] is judged["attack_success_after"] is None
         return
     assert judged["attack_success_before"] >= MIN_ATTACK_SUCCESS_BEFORE
     assert judged["attack_success_after"] <= MAX_ATTACK_SUCCESS_LEFT * judged["attack_success_before"]
