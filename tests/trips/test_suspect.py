@@ -1,11 +1,13 @@
 """The bundled suspect in every format: the same decision, the same accuracy, the same network."""
 
 import pytest
+import torch
 
 from benchmarks.formats import RECIPES
 from benchmarks.trips import suspect
 from benchmarks.trips.runtimes import FORMATS
 from benchmarks.trips.trip import TOLERANCES, difference
+from worker.sanitizer.case import load_network
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +34,18 @@ def test_the_table_holds_each_format_against_the_first(outcomes):
     assert [len(row) for row in rows] == [len(suspect.HEADER)] * len(FORMATS)
     column = suspect.HEADER.index("same answers")
     assert rows[0][column] == "100.0%"
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_a_twin_of_a_program_gives_the_same_answers_from_tensors_of_its_own(kind, tmp_path):
+    path = suspect.write(kind, tmp_path)
+    _, network = load_network(path, suspect.FROM_FILE, suspect.INPUT, torch.device("cpu"))
+    pixels = suspect.images()[:4]
+    twin, before = network.twin(), network(pixels)
+    assert torch.equal(twin(pixels), before)
+    assert list(twin.parameters()) == list(network.parameters())
+    with torch.no_grad():
+        for tensor in twin.parameters().values():
+            tensor.zero_()
+    assert torch.equal(network(pixels), before)
+    assert float(twin(pixels).detach().std()) == 0.0
