@@ -31,7 +31,8 @@ SMALLEST_NORM = 1e-12
 # A search that starts from a trigger takes masks and patterns this far from 0 and 1, where a gradient still moves them.
 LOGIT_MARGIN = 1e-4
 SUCCESS_BATCH = 256
-# Pixels of the images of one pass, whatever their channels: more hold more memory and are not faster.
+# Pixels of the images of one pass, whatever their channels: more hold more memory, and are no faster on a CPU. On CUDA
+# nothing was timed.
 POSITIONS_AT_ONCE = {"cpu": 2**18, "cuda": 2**22}
 
 
@@ -136,7 +137,6 @@ class Inversion:
         self._optimizer = torch.optim.Adam(variables, lr=LEARNING_RATE, betas=(0.5, 0.9))
         self._weight_T = torch.full((num,), SIZE_WEIGHT_START, device=device)
         self._works_T = torch.zeros(num, device=device)
-        self._all_T = torch.arange(num, device=device)
 
     def step(self, pixels_BCHW: Tensor, labels_B: Tensor | None) -> None:
         """One gradient step of every trigger on the same images; none is asked to send its own class to itself."""
@@ -145,7 +145,8 @@ class Inversion:
         self._optimizer.zero_grad()
         with frozen(self.network):
             # Every loss hangs on its own trigger alone: the gradients are those of all in one pass, in bounded memory.
-            parts = [self._backward(rows, pixels_BCHW, labels_B) for rows in torch.split(self._all_T, at_once)]
+            all_T = torch.arange(len(self.targets_T), device=self.network.device)
+            parts = [self._backward(rows_R, pixels_BCHW, labels_B) for rows_R in torch.split(all_T, at_once)]
         self._optimizer.step()
         if self.family == "mask" and self.max_size_T is None:
             self._works_T = EXPONENTIAL_AVERAGE * self._works_T + (1 - EXPONENTIAL_AVERAGE) * torch.cat(parts)
