@@ -1,0 +1,138 @@
+"""Unlearning: the loss it descends, what it removes, what it must not bring back."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.sanitizer.conftest import TARGET
+from worker.sanitizer import repair
+from worker.sanitizer.recipes.auto import SURE
+from worker.sanitizer.repair import Course, interpolate, snapshot, unlearn
+from worker.sanitizer.trigger import synthesise
+
+COURSE = Course(anchor_weight=5.0, patch_weight=7.0, trigger_weight=3.0, batch_size=16, search_batch=8)
+
+
+def searched(bench, targets, steps):
+    return synthesise(
+        bench.network, bench.repair.pixels_NCHW, bench.repair.labels, targets, family="mask", steps=steps,
+        batch_size=16, generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+
+
+def unlearnt(bench, start, *, course, steps, seed=1, **more):
+    unlearn(
+        bench.network, bench.repair, start, 1.5 * start.size(), course, steps=steps,
+        generator=torch.Generator().manual_seed(seed), **more,
+    )  # fmt: skip
+
+
+def test_the_first_step_descends_the_stated_loss(suspect, monkeypatch):
+    """Adam's first step goes by the rate along the sign of the gradient, of whatever size it is."""
+    made, other = suspect(), suspect(seed=1)
+    network, before = made.bench.network, made.tensors()
+    # Another network for f₁, so that the two anchors cannot be mixed up, and one that is not f for f₀.
+    first = {name: 0.9 * tensor if tensor.is_floating_point() else tensor for name, tensor in before.items()}
+    second = {name: 1.1 * tensor if tensor.is_floating_point() else tensor for name, tensor in before.items()}
+    seen = {}
+
+    def spied(name):
+        made_by = getattr(repair, name)
+
+        def spy(*arguments):
+            seen[name] = (arguments, made_by(*arguments))
+            return seen[name][1]
+
+        monkeypatch.setattr(repair, name, spy)
+
+    # The schedule ends at a 250,000th of the rate, and its end is its first step here.
+    monkeypatch.setattr(repair, "RATE", 1e3)
+    spied("stamp_randomly")
+    spied("patchwork")
+    start = searched(made.bench, [1, 2], steps=3)
+    unlearnt(made.bench, start, course=COURSE, steps=1, anchor=first, patch_anchor=second)
+    (_, pixels, _), stamped = seen["stamp_randomly"]
+    pieced = seen["patchwork"][1]
+    labels = [made.bench.repair.labels[one] for one in nearest(made.bench.repair.pixels_NCHW, pixels)]
+    labels = torch.stack(labels)
+
+    twin = other.bench.network
+    parameters = twin.parameters()
+    answers = torch.log_softmax(twin(torch.cat([pixels, stamped, pieced])), dim=1).split(len(pixels))
+    with torch.no_grad():
+        kept = [twin(images, tensors).softmax(dim=1) for images, tensors in ((pixels, first), (pieced, second))]
+
+    def divergence(probabilities, log_answers):
+        return (probabilities * (probabilities.log() - log_answers)).sum(dim=1).mean()
+
+    loss = functional.nll_loss(answers[0], labels) + 3 * functional.nll_loss(answers[1], labels)
+    loss = loss + 5 * divergence(kept[0], answers[0]) + 7 * divergence(kept[1], answers[2])
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    moved = network.parameters()
+    checked = 0
+    for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+        clear = gradient.abs() > 1e-4
+        step = moved[name].detach() - parameter.detach()
+        assert torch.equal(step.sign()[clear], -gradient.sign()[clear]), name
+        checked += int(clear.sum())
+    assert checked > 500
+
+
+def nearest(pixels_NCHW, shifted_BCHW):
+    """Which image each was before it was moved by up to a pixel."""
+    moves = [torch.roll(shifted_BCHW, (down, across), (2, 3)) for down in (-1, 0, 1) for across in (-1, 0, 1)]
+    inside = [move[:, :, 1:-1, 1:-1].flatten(1) for move in moves]
+    images = pixels_NCHW[:, :, 1:-1, 1:-1].flatten(1)
+    return torch.stack([torch.cdist(move, images) for move in inside]).amin(dim=0).argmin(dim=1)
+
+
+def test_the_planted_backdoor_is_unlearnt_and_does_not_come_back_while_another_class_is(suspect):
+    made = suspect()
+    bench, before = made.bench, snapshot(made.bench.network)
+    accuracy, attack = made.scores()
+    assert attack > 0.95
+    start = searched(bench, [TARGET, TARGET + 1], steps=100)
+    unlearnt(bench, start.take([0]), course=SURE, steps=120, anchor=before, patch_anchor=before)
+    kept = snapshot(bench.network)
+    after, left = made.scores()
+    assert left < 0.3
+    assert after > accuracy - 0.05
+    back = []
+    for patch_anchor in (kept, before):
+        bench.network.load(kept)
+        unlearnt(bench, start.take([1]), course=SURE, steps=120, anchor=before, patch_anchor=patch_anchor)
+        after, still = made.scores()
+        assert after > accuracy - 0.05
+        back.append(still)
+    assert back[0] < min(0.5, back[1])  # the suspect's answers on patchworks bring more of it back
+
+
+def test_without_a_weight_on_patchworks_none_is_made(suspect, monkeypatch):
+    made = suspect()
+    monkeypatch.setattr(repair, "patchwork", lambda *_: pytest.fail("a patchwork was made"))
+    start = searched(made.bench, [1], steps=2)
+    course = Course(anchor_weight=5.0, trigger_weight=1.0, batch_size=16, search_batch=8)
+    unlearnt(made.bench, start, course=course, steps=2, anchor=snapshot(made.bench.network))
+
+
+def test_pruned_channels_stay_silent_while_the_network_learns(suspect):
+    made = suspect()
+    site = made.bench.network.sites[0]
+    keep = torch.ones(site.num_channels, dtype=torch.bool)
+    keep[1] = False
+    repair.masks.silence(made.bench.network, {site.name: keep})
+    before = snapshot(made.bench.network)
+    start = searched(made.bench, [1], steps=2)
+    unlearnt(made.bench, start, course=COURSE, steps=3, anchor=before, patch_anchor=before, mask={site.name: keep})
+    assert made.silent({site.name: keep})
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in made.tensors().items())
+
+
+def test_interpolating_goes_the_share_of_the_way(suspect):
+    made = suspect()
+    before = snapshot(made.bench.network)
+    after = {name: tensor + 2 if tensor.is_floating_point() else tensor for name, tensor in before.items()}
+    interpolate(made.bench.network, before, after, 0.25)
+    for name, tensor in made.tensors().items():
+        wanted = before[name] + 0.5 if tensor.is_floating_point() else before[name]
+        torch.testing.assert_close(tensor, wanted)
