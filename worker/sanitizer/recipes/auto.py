@@ -98,7 +98,7 @@ def _repair(
 ) -> Outcome:
     """Unlearn the suspects, keep as much of the way as the budget allows, and go another round where it is not enough.
 
-    They are unlearnt one after the other, the most suspicious first: together each would be unlearnt less. It is not
+    They are unlearnt one after the other, the most suspicious first: all at once each would be unlearnt less. It is not
     enough where triggers of the suspects still work. The second round is against triggers that lead anywhere too, from
     which a backdoor of an unsuspected class cannot hide; it is taken back whole if the budget breaks.
     """
@@ -110,9 +110,12 @@ def _repair(
     right_before_N = right(bench)
     network.load(start)
     suspects, kept = suspicion.each(), before
-    for one in suspects:
-        steps = max(UNLEARN_STEPS, LEAST_UNLEARN_STEPS // len(suspects))
-        _unlearn(bench, _doubled(bench, one), before, kept, course, mask, steps, phase="repair")
+    steps = max(UNLEARN_STEPS, LEAST_UNLEARN_STEPS // len(suspects))
+    for number, one in enumerate(suspects):
+        against = _doubled(bench, one)
+        for unlearnt in suspects[:number]:  # Rehearsed, or it comes back.
+            against = against.join(unlearnt.triggers, unlearnt.bounds_T)
+        _unlearn(bench, against, before, kept, course, mask, steps, phase="repair")
         kept = snapshot(network)
     share = walk_back(bench, start, snapshot(network), right_before_N, budget)
     estimate, rounds = _estimate(bench, outcome, suspicion), 1
