@@ -1,4 +1,4 @@
-"""Unlearning: the loss it descends, what it removes, what it must not bring back."""
+"""Unlearning: the loss it descends, what it removes, what stays as it is."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from worker.sanitizer.recipes.auto import SURE
 from worker.sanitizer.repair import Course, interpolate, snapshot, unlearn
 from worker.sanitizer.trigger import synthesise
 
-COURSE = Course(anchor_weight=5.0, patch_weight=7.0, trigger_weight=3.0, batch_size=16, search_batch=8)
+COURSE = Course(anchor_weight=7.0, trigger_weight=3.0, patchwork=True, batch_size=16, search_batch=8)
 
 
 def searched(bench, targets, steps):
@@ -31,9 +31,8 @@ def test_the_first_step_descends_the_stated_loss(suspect, monkeypatch):
     """Adam's first step goes by the rate along the sign of the gradient, of whatever size it is."""
     made, other = suspect(), suspect(seed=1)
     network, before = made.bench.network, made.tensors()
-    # Another network for f₁, so that the two anchors cannot be mixed up, and one that is not f for f₀.
-    first = {name: 0.9 * tensor if tensor.is_floating_point() else tensor for name, tensor in before.items()}
-    second = {name: 1.1 * tensor if tensor.is_floating_point() else tensor for name, tensor in before.items()}
+    # One that is not f, so that its divergence is felt.
+    anchor = {name: 0.9 * tensor if tensor.is_floating_point() else tensor for name, tensor in before.items()}
     seen = {}
 
     def spied(name):
@@ -50,23 +49,18 @@ def test_the_first_step_descends_the_stated_loss(suspect, monkeypatch):
     spied("stamp_randomly")
     spied("patchwork")
     start = searched(made.bench, [1, 2], steps=3)
-    unlearnt(made.bench, start, course=COURSE, steps=1, anchor=first, patch_anchor=second)
+    unlearnt(made.bench, start, course=COURSE, steps=1, anchor=anchor)
     (_, pixels, _), stamped = seen["stamp_randomly"]
     pieced = seen["patchwork"][1]
-    labels = [made.bench.repair.labels[one] for one in nearest(made.bench.repair.pixels_NCHW, pixels)]
-    labels = torch.stack(labels)
+    labels = made.bench.repair.labels[nearest(made.bench.repair.pixels_NCHW, pixels)]
 
     twin = other.bench.network
     parameters = twin.parameters()
     answers = torch.log_softmax(twin(torch.cat([pixels, stamped, pieced])), dim=1).split(len(pixels))
     with torch.no_grad():
-        kept = [twin(images, tensors).softmax(dim=1) for images, tensors in ((pixels, first), (pieced, second))]
-
-    def divergence(probabilities, log_answers):
-        return (probabilities * (probabilities.log() - log_answers)).sum(dim=1).mean()
-
+        kept = twin(pieced, anchor).softmax(dim=1)
     loss = functional.nll_loss(answers[0], labels) + 3 * functional.nll_loss(answers[1], labels)
-    loss = loss + 5 * divergence(kept[0], answers[0]) + 7 * divergence(kept[1], answers[2])
+    loss = loss + 7 * (kept * (kept.log() - answers[2])).sum(dim=1).mean()
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     moved = network.parameters()
     checked = 0
@@ -86,32 +80,23 @@ def nearest(pixels_NCHW, shifted_BCHW):
     return torch.stack([torch.cdist(move, images) for move in inside]).amin(dim=0).argmin(dim=1)
 
 
-def test_the_planted_backdoor_is_unlearnt_and_does_not_come_back_while_another_class_is(suspect):
+def test_the_planted_backdoor_is_unlearnt_and_accuracy_kept(suspect):
     made = suspect()
-    bench, before = made.bench, snapshot(made.bench.network)
+    before = snapshot(made.bench.network)
     accuracy, attack = made.scores()
     assert attack > 0.95
-    start = searched(bench, [TARGET, TARGET + 1], steps=100)
-    unlearnt(bench, start.take([0]), course=SURE, steps=120, anchor=before, patch_anchor=before)
-    kept = snapshot(bench.network)
+    start = searched(made.bench, [TARGET], steps=100)
+    unlearnt(made.bench, start, course=SURE, steps=200, anchor=before)
     after, left = made.scores()
     assert left < 0.3
     assert after > accuracy - 0.05
-    back = []
-    for patch_anchor in (kept, before):
-        bench.network.load(kept)
-        unlearnt(bench, start.take([1]), course=SURE, steps=120, anchor=before, patch_anchor=patch_anchor)
-        after, still = made.scores()
-        assert after > accuracy - 0.05
-        back.append(still)
-    assert back[0] < min(0.5, back[1])  # the suspect's answers on patchworks bring more of it back
 
 
-def test_without_a_weight_on_patchworks_none_is_made(suspect, monkeypatch):
+def test_an_anchor_on_clean_images_makes_no_patchwork(suspect, monkeypatch):
     made = suspect()
     monkeypatch.setattr(repair, "patchwork", lambda *_: pytest.fail("a patchwork was made"))
     start = searched(made.bench, [1], steps=2)
-    course = Course(anchor_weight=5.0, trigger_weight=1.0, batch_size=16, search_batch=8)
+    course = Course(anchor_weight=5.0, trigger_weight=1.0, patchwork=False, batch_size=16, search_batch=8)
     unlearnt(made.bench, start, course=course, steps=2, anchor=snapshot(made.bench.network))
 
 
@@ -123,7 +108,7 @@ def test_pruned_channels_stay_silent_while_the_network_learns(suspect):
     repair.masks.silence(made.bench.network, {site.name: keep})
     before = snapshot(made.bench.network)
     start = searched(made.bench, [1], steps=2)
-    unlearnt(made.bench, start, course=COURSE, steps=3, anchor=before, patch_anchor=before, mask={site.name: keep})
+    unlearnt(made.bench, start, course=COURSE, steps=3, anchor=before, mask={site.name: keep})
     assert made.silent({site.name: keep})
     assert any(not torch.equal(tensor, before[name]) for name, tensor in made.tensors().items())
 

@@ -29,17 +29,16 @@ class Course:
     """How hard the network is taught, and how much it must remember. Set by hand on networks of the battery.
 
     Attributes:
-        anchor_weight: w of the anchor on the clean images.
-        patch_weight: u of the anchor on images pieced together of several, if any: heavier keeps more of the accuracy,
-            and more of the backdoor.
+        anchor_weight: w of the anchor: heavier keeps more of the accuracy, and more of the backdoor.
         trigger_weight: v of the images under a trigger.
+        patchwork: Whether the anchor holds on images pieced together of several, or on the clean ones.
         batch_size: B.
         search_batch: Images of a step of the search.
     """
 
     anchor_weight: float
-    patch_weight: float = 0.0
     trigger_weight: float
+    patchwork: bool
     batch_size: int
     search_batch: int
 
@@ -63,7 +62,6 @@ def unlearn(
     course: Course,
     *,
     anchor: Snapshot,
-    patch_anchor: Snapshot | None = None,
     steps: int,
     generator: torch.Generator,
     mask: Mapping[str, Tensor] | None = None,
@@ -71,11 +69,10 @@ def unlearn(
 ) -> None:
     """Train the network to keep the true label under triggers that are synthesised against it as it changes.
 
-    Per step each trigger goes one step on, and the network one on
-    CE(f(x), y) + w KL(f₀(x) ‖ f(x)) + u KL(f₁(z) ‖ f(z)) + v CE(f(x'), y), where x' carries one of the triggers and z
-    are patchworks of the batch. The answers of f₀, the suspect, anchor the repair on clean images, which do not bring
-    the backdoor along. Patchworks may, so that f₁ is the network in which what was unlearnt before must stay so. The
-    sizes of the triggers are bounded: what every network has, large universal perturbations, is left alone.
+    Per step each trigger goes one step on, and the network one on CE(f(x), y) + w KL(f₀(z) ‖ f(z)) + v CE(f(x'), y),
+    where x' carries one of the triggers and f₀ is the suspect: its answers anchor the repair, on z = x or on patchworks
+    of the batch. The sizes of the triggers are bounded, so that what every network has, large universal perturbations,
+    is left alone.
 
     Args:
         network: Changed in place.
@@ -84,7 +81,6 @@ def unlearn(
         max_size_T: Bounds of their ℓ1 norms, in pixels.
         course: The weights and the sizes of the batches.
         anchor: The tensors of f₀.
-        patch_anchor: Those of f₁; None where `course.patch_weight` is 0.
         steps: Gradient steps.
         generator: CPU generator of all draws.
         mask: Channels that are silent and stay so.
@@ -108,19 +104,17 @@ def unlearn(
     for pixels_BCHW, labels_B in islice(batches, steps):
         search.step(*next(small))
         shown = [pixels_BCHW, stamp_randomly(search.triggers(), pixels_BCHW, generator)]
-        anchors = [(course.anchor_weight, anchor, 0)]
-        if patch_anchor is not None:
+        if course.patchwork:
             shown.append(patchwork(pixels_BCHW, generator))
-            anchors.append((course.patch_weight, patch_anchor, 2))
+        anchored = len(shown) - 1 if course.patchwork else 0
+        with torch.no_grad():
+            anchor_BK = network(shown[anchored], anchor).softmax(dim=1)
         # One pass over all of them: small batches cost more than their share.
         logits = torch.split(network(torch.cat(shown)), len(pixels_BCHW))
+        forgotten = functional.kl_div(logits[anchored].log_softmax(dim=1), anchor_BK, reduction="batchmean")
         loss = functional.cross_entropy(logits[0], labels_B)
+        loss = loss + course.anchor_weight * forgotten
         loss = loss + course.trigger_weight * functional.cross_entropy(logits[1], labels_B)
-        for weight, tensors, which in anchors:
-            with torch.no_grad():
-                kept_BK = network(shown[which], tensors).softmax(dim=1)
-            forgotten = functional.kl_div(logits[which].log_softmax(dim=1), kept_BK, reduction="batchmean")
-            loss = loss + weight * forgotten
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

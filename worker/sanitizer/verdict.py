@@ -179,12 +179,6 @@ def relief(candidates: Sequence[Candidate]) -> Tensor:
     return log_T[is_class_T].quantile(0.5) - log_T
 
 
-def strength(candidates: Sequence[Candidate]) -> Tensor:
-    """How much speaks against each: prominence and relief, both logarithms of ratios, together, (T,) float64."""
-    prominence_T = torch.tensor([candidate.prominence for candidate in candidates], dtype=torch.float64)
-    return prominence_T + relief(candidates)
-
-
 def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int) -> Verdict:
     """Clean, suspicious or backdoored by two unlike statistics that must agree; inconclusive below three classes.
 
@@ -213,7 +207,7 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
             reason="With fewer than three classes no class can stand out from the others.",
         )  # fmt: skip
     prominence_T = torch.tensor([candidate.prominence for candidate in candidates], dtype=torch.float64)
-    strength_T = strength(candidates)
+    strength_T = prominence_T + relief_T
     agree_T = torch.minimum(prominence_T, relief_T) > AGREEMENT
     strength_T = torch.where(agree_T, strength_T, strength_T.clamp_max(BACKDOORED_STRENGTH))
     sure_T = strength_T > BACKDOORED_STRENGTH

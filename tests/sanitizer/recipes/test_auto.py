@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from worker.sanitizer.recipes import RECIPES
-from worker.sanitizer.repair import snapshot
 from worker.sanitizer.spec import AccuracyBudget, FixedFraction, SanitizeSpec
 
 SHORT = {
@@ -56,30 +55,3 @@ def test_rounds_that_break_the_accuracy_budget_are_taken_back_whole(shortened):
     silenced = {name for site in made.bench.network.sites if site.name in outcome.mask for name in site.tensors}
     for name, tensor in made.bench.network.tensors.items():
         assert torch.equal(tensor, before[name]) or name in silenced
-
-
-def test_suspects_are_unlearnt_one_after_the_other_and_those_before_are_rehearsed(shortened, monkeypatch):
-    calls = []
-
-    def spy(network, _images, start, _sizes, _course, *, anchor, patch_anchor, **_):
-        calls.append((start.targets_T.tolist(), snapshot(network), anchor, patch_anchor))
-        with torch.no_grad():
-            next(iter(network.parameters().values())).add_(1e-4)
-
-    monkeypatch.setattr(importlib.import_module("worker.sanitizer.recipes.auto"), "unlearn", spy)
-    outcome, _, before = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)))
-    *repairs, again = calls
-    targets = outcome.repair.classes
-    assert len(targets) > 1
-    assert [found for found, *_ in repairs] == [
-        [target, target, *targets[:number]] for number, target in enumerate(targets)
-    ]
-    assert set(again[0]) == {*targets, -1}
-    for number, (_, begun, anchor, patch_anchor) in enumerate(calls):
-        assert same(anchor, before)
-        # The suspect's own patchworks at first, then those of the network that the next step begins with.
-        assert same(patch_anchor, begun if number else before)
-
-
-def same(tensors, others):
-    return all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())

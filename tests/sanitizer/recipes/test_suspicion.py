@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from worker.sanitizer.recipes.suspicion import Suspicion, bounds, suspect
+from worker.sanitizer.recipes.suspicion import bounds, suspect
 from worker.sanitizer.report import Verdict
 from worker.sanitizer.trigger import ANYWHERE, Triggers
-from worker.sanitizer.verdict import Candidate
+from worker.sanitizer.verdict import Candidate, Findings
 
 
 def masks(targets, size=36.0):
@@ -16,51 +16,59 @@ def masks(targets, size=36.0):
     )
 
 
-def suspected(evidence, sure=()):
-    """Whom these are suspected as: (target, prominence, cost) of each candidate, of median cost 0.06."""
-    candidates = [Candidate(target, masks([target]), prominence, cost) for target, prominence, cost in evidence]
+def findings(sizes, reached, destination=None):
+    number = len(sizes)
+    return Findings(
+        classes=list(range(number)),
+        triggers=masks(list(range(number))),
+        size=torch.tensor(sizes, dtype=torch.float64),
+        anywhere=masks([ANYWHERE]),
+        destination=torch.tensor(destination or [1 / number] * number, dtype=torch.float64),
+        perturbation_success=torch.tensor(reached, dtype=torch.float64),
+    )
+
+
+def suspected(found, costs, anywhere=None, sure=()):
+    candidates = [
+        Candidate(target, found.triggers.take([target]), float(found.prominence[target]), cost)
+        for target, cost in costs.items()
+    ]
+    if anywhere is not None:
+        candidates.append(Candidate(ANYWHERE, found.anywhere, 1.8, anywhere))
     verdict = Verdict(verdict="backdoored" if sure else "suspicious", reason="", target_classes=list(sure))
-    suspicion = suspect(candidates, verdict)
+    suspicion = suspect(found, candidates, verdict)
     assert suspicion.bounds_T.tolist() == bounds(suspicion.triggers).tolist()
     return suspicion.targets
 
 
-OTHERS = [(4, 0.0, 0.06), (5, 0.0, 0.06), (6, 0.0, 0.06), (7, 0.0, 0.06), (8, 0.0, 0.06)]
+REACHED = [0.2, 0.3, 0.9, 0.4, 0.25, 0.2]
 
 
 @pytest.mark.parametrize(
-    ("evidence", "targets"),
+    ("sizes", "costs", "targets"),
     [
         # A small mask that costs little is suspected alone.
-        ([(2, 2.0, 0.01), (3, 0.3, 0.05)], [2]),
-        # Where the smallest mask is not the cheapest, either may be it; the one with more evidence comes first.
-        ([(2, 1.2, 0.06), (3, 0.1, 0.01), (1, 0.0, 0.12), (0, -0.3, 0.06)], [3, 2]),
-        # Of several that cannot be told apart only so many are taken.
-        ([(2, 0.5, 0.06), (3, 0.4, 0.06), (1, 0.45, 0.06), (0, 0.3, 0.06)], [2, 1, 3]),
+        ([40.0, 38.0, 6.0, 36.0, 39.0, 41.0], {2: 0.01, 3: 0.06, 1: 0.05, 4: 0.07}, {2}),
+        # Where the most reachable class is not the cheapest, either may be it.
+        ([40.0, 38.0, 6.0, 36.0, 39.0, 41.0], {2: 0.05, 3: 0.06, 1: 0.003, 4: 0.07}, {2, 1}),
+        # Where two cost all but the same, either may be it; of three the dearest is left out.
+        ([40.0, 38.0, 6.0, 36.0, 39.0, 41.0], {2: 0.05, 3: 0.0101, 1: 0.01, 4: 0.0102}, {2, 1, 3}),
     ],
 )
-def test_those_against_whom_most_speaks_are_suspected_the_first_first(evidence, targets):
-    assert suspected([*OTHERS, *evidence])[: len(targets)] == targets
-    assert len(suspected([*OTHERS, *evidence])) <= 3
-    assert targets != [2] or suspected([*OTHERS, *evidence]) == [2]
+def test_the_most_reachable_and_the_cheapest_class_are_suspected(sizes, costs, targets):
+    assert set(suspected(findings(sizes, REACHED), costs)) == targets
 
 
 def test_every_class_that_the_verdict_is_sure_of_is_suspected():
-    evidence = [*OTHERS, (0, 4.0, 0.01), (1, 2.6, 0.01), (2, 2.5, 0.01), (3, 2.4, 0.01)]
-    assert suspected(evidence) == [0]
-    assert suspected(evidence, sure=(0, 1, 2, 3)) == [0, 1, 2, 3]
+    found = findings([40.0, 38.0, 6.0, 9.0, 8.0, 41.0], REACHED)
+    costs = {2: 0.01, 3: 0.02, 1: 0.015, 4: 0.03}
+    assert suspected(found, costs) == [2]
+    assert set(suspected(found, costs, sure=(2, 3, 4))) == {2, 3, 4}
 
 
-def test_a_trigger_to_anywhere_that_was_tried_is_always_suspected():
-    assert suspected([*OTHERS, (2, 2.0, 0.01), (ANYWHERE, 0.7, 0.2)]) == [2, ANYWHERE]
-
-
-def test_a_suspicion_comes_apart_into_its_triggers():
-    triggers = masks([3, 1]).join(masks([2], size=4.0))
-    parts = Suspicion(triggers, bounds(triggers)).each()
-    assert [part.targets for part in parts] == [[3], [1], [2]]
-    assert [float(part.triggers.size()) for part in parts] == [36.0, 36.0, 4.0]
-    assert torch.cat([part.bounds_T for part in parts]).tolist() == bounds(triggers).tolist()
+def test_a_trigger_to_anywhere_that_was_tried_comes_beside_the_cheapest_class():
+    found = findings([40.0, 38.0, 35.0, 36.0, 39.0, 41.0], REACHED)
+    assert set(suspected(found, {2: 0.05, 3: 0.02, 1: 0.06}, anywhere=0.5)) == {2, 3, ANYWHERE}
 
 
 def test_a_small_mask_may_grow_threefold_a_large_one_by_half_and_a_tiny_one_to_a_64th_of_the_image():

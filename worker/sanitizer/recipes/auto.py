@@ -24,14 +24,12 @@ from worker.sanitizer.verdict import INVERSION_BATCH, Findings, inspect, judge, 
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.25
-# Gradient steps for each suspect, and for all of them at least.
-UNLEARN_STEPS = 200
+# Gradient steps of a round for each suspected class, at least so many.
+UNLEARN_STEPS = 150
 LEAST_UNLEARN_STEPS = 300
-# Of the second round.
-SECOND_STEPS = 300
 # The surer the verdict, the lighter the anchor.
-SURE = Course(anchor_weight=10.0, patch_weight=10.0, trigger_weight=3.0, batch_size=64, search_batch=INVERSION_BATCH)
-UNSURE = dataclasses.replace(SURE, patch_weight=30.0)
+SURE = Course(anchor_weight=10.0, trigger_weight=3.0, patchwork=True, batch_size=64, search_batch=INVERSION_BATCH)
+UNSURE = dataclasses.replace(SURE, anchor_weight=30.0)
 # Of a search for masks on the network as it is.
 FRESH_STEPS = 100
 # The estimate at which a repair counts as done, and the one above which nothing was repaired.
@@ -62,7 +60,7 @@ def auto(bench: Workbench) -> Outcome:
     before = snapshot(network)
     candidates = try_targets(bench, findings, before)
     verdict = judge(findings, candidates, bench.num_classes)
-    suspicion = suspect(candidates, verdict)
+    suspicion = suspect(findings, candidates, verdict)
     pruned = prune_with(dataclasses.replace(bench, spec=asked), _exhibited(bench, suspicion), sparing=spec.repair)
     outcome = dataclasses.replace(pruned, verdict=verdict)
     if asked.selection != spec.selection:
@@ -98,9 +96,8 @@ def _repair(
 ) -> Outcome:
     """Unlearn the suspects, keep as much of the way as the budget allows, and go another round where it is not enough.
 
-    They are unlearnt one after the other, the most suspicious first: all at once each would be unlearnt less. It is not
-    enough where triggers of the suspects still work. The second round is against triggers that lead anywhere too, from
-    which a backdoor of an unsuspected class cannot hide; it is taken back whole if the budget breaks.
+    It is not enough where triggers of the suspects still work. The second round is against triggers that lead anywhere
+    too, from which a backdoor of an unsuspected class cannot hide; it is taken back whole if the budget breaks.
     """
     network, mask = bench.network, outcome.mask
     course = SURE if outcome.verdict.verdict == "backdoored" else UNSURE
@@ -109,14 +106,7 @@ def _repair(
     network.load(before)
     right_before_N = right(bench)
     network.load(start)
-    suspects, kept = suspicion.each(), before
-    steps = max(UNLEARN_STEPS, LEAST_UNLEARN_STEPS // len(suspects))
-    for number, one in enumerate(suspects):
-        against = _doubled(bench, one)
-        for unlearnt in suspects[:number]:  # Rehearsed, or it comes back.
-            against = against.join(unlearnt.triggers, unlearnt.bounds_T)
-        _unlearn(bench, against, before, kept, course, mask, steps, phase="repair")
-        kept = snapshot(network)
+    _unlearn(bench, _doubled(bench, suspicion), before, course, mask, phase="repair")
     share = walk_back(bench, start, snapshot(network), right_before_N, budget)
     estimate, rounds = _estimate(bench, outcome, suspicion), 1
     if estimate.after > REPAIRED_AT:
@@ -152,24 +142,18 @@ def _unlearn_again(
     # The suspects' own triggers keep the weight that they had.
     weight = course.trigger_weight * len(again.triggers) / (len(again.triggers) - len(found))
     course = dataclasses.replace(course, trigger_weight=weight)
-    _unlearn(bench, again, before, snapshot(bench.network), course, mask, SECOND_STEPS, phase="repair_again")
+    _unlearn(bench, again, before, course, mask, phase="repair_again")
 
 
 def _unlearn(
-    bench: Workbench,
-    suspicion: Suspicion,
-    anchor: Snapshot,
-    patch_anchor: Snapshot,
-    course: Course,
-    mask: Mask,
-    steps: int,
-    *,
-    phase: str,
+    bench: Workbench, suspicion: Suspicion, anchor: Snapshot, course: Course, mask: Mask, *, phase: str
 ) -> None:
+    """Unlearn the suspects from where the network is."""
+    steps = max(LEAST_UNLEARN_STEPS, UNLEARN_STEPS * len({*suspicion.targets} - {ANYWHERE}))
     with bench.phase(phase, steps) as advance:
         unlearn(
-            bench.network, bench.repair, suspicion.triggers, suspicion.bounds_T, course, anchor=anchor,
-            patch_anchor=patch_anchor, steps=steps, generator=bench.generator, mask=mask, advance=advance,
+            bench.network, bench.repair, suspicion.triggers, suspicion.bounds_T, course, anchor=anchor, steps=steps,
+            generator=bench.generator, mask=mask, advance=advance,
         )  # fmt: skip
 
 

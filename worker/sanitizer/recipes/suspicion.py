@@ -12,12 +12,11 @@ import torch
 
 from worker.sanitizer.report import Verdict
 from worker.sanitizer.trigger import ANYWHERE, Triggers
-from worker.sanitizer.verdict import Candidate, strength
+from worker.sanitizer.verdict import Candidate, Findings
 
-# Targets against which nearly as much speaks as against the first (the logarithm of a ratio) are suspected with it; so
-# many in all. Set by hand on networks of the battery, where the true target is nearly always among them.
-CLOSE_TO_FIRST = 1.3
-MAX_SUSPECTS = 3
+# Targets whose trials cost at most this many times the cheapest's cannot be told from it; so many of them are taken.
+CLOSE_TO_CHEAPEST = 1.1
+MAX_CHEAPEST = 2
 # A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, and always to
 # a 64th of the image, but beyond a sixteenth of it only by half: what covers more is what an object looks like.
 GROWTH = 3.0
@@ -31,7 +30,7 @@ class Suspicion:
     """What repair works against.
 
     Attributes:
-        triggers: Masks that lead to the suspected targets, T of them, the most suspicious first.
+        triggers: Masks that lead to the suspected targets, T of them.
         bounds_T: Bounds of their ℓ1 norms that the repair must withstand, in pixels.
     """
 
@@ -43,10 +42,6 @@ class Suspicion:
         """Where each leads."""
         targets: list[int] = self.triggers.targets_T.tolist()
         return targets
-
-    def each(self) -> list[Suspicion]:
-        """One suspicion for each trigger."""
-        return [Suspicion(self.triggers.take([row]), self.bounds_T[row : row + 1]) for row in range(len(self.targets))]
 
     def join(self, triggers: Triggers, bounds_T: torch.Tensor) -> Suspicion:
         """With more masks."""
@@ -60,18 +55,20 @@ def bounds(triggers: Triggers) -> torch.Tensor:
     return torch.minimum((GROWTH * size_T).clamp_min(MIN_IMAGE_SHARE * area), most_T)
 
 
-def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
-    """The target against which most speaks, those close to it, all that the verdict is sure of, and anywhere if tried.
+def suspect(findings: Findings, candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
+    """The most reachable class, the cheapest targets, all that the verdict is sure of, and anywhere if it was tried.
 
-    Evidence is noisy where images are few: the backdoor's class may come second or third, and to unlearn a natural
-    feature costs little accuracy.
+    Often they are one class. Where they differ either may be the backdoor's, and a natural feature that is cheap to
+    unlearn costs little.
     """
-    against = strength(candidates).tolist()
-    order = sorted(range(len(candidates)), key=lambda row: -against[row])
-    close = {row for row in order[:MAX_SUSPECTS] if against[row] >= against[order[0]] - CLOSE_TO_FIRST}
-    sure = {*(verdict.target_classes if verdict.verdict == "backdoored" else []), ANYWHERE}
-    suspects = [candidates[row].trigger for row in order if row in close or candidates[row].target in sure]
-    triggers = suspects[0]
+    reach = {target: float(findings.reach[row]) for row, target in enumerate(findings.classes)}
+    classes = sorted((one for one in candidates if one.target != ANYWHERE), key=lambda one: one.cost)
+    reachable = max(classes, key=lambda one: reach[one.target])
+    cheapest = [one for one in classes if one.cost <= CLOSE_TO_CHEAPEST * classes[0].cost][:MAX_CHEAPEST]
+    sure = set(verdict.target_classes if verdict.verdict == "backdoored" else []) | {ANYWHERE}
+    suspects = [reachable, *cheapest, *(one for one in candidates if one.target in sure)]
+    suspects = list({one.target: one for one in suspects}.values())
+    triggers = suspects[0].trigger
     for one in suspects[1:]:
-        triggers = triggers.join(one)
+        triggers = triggers.join(one.trigger)
     return Suspicion(triggers, bounds(triggers))

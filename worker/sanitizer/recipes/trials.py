@@ -23,7 +23,7 @@ NUM_TRIALS = 6
 NUM_PATCHWORKS = 8
 # Gradient steps on each half of the images.
 TRIAL_STEPS = 100
-COURSE = Course(anchor_weight=5.0, trigger_weight=1.0, batch_size=32, search_batch=8)
+COURSE = Course(anchor_weight=5.0, trigger_weight=1.0, patchwork=False, batch_size=32, search_batch=8)
 # A mask may grow by this factor during its trial.
 GROWTH = 1.5
 
