@@ -18,8 +18,7 @@ from torch import Tensor
 
 # Where Debian's package dataset-fashion-mnist puts its four files.
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
-# The sizes in pixels to which the digits are enlarged, by the data set's name.
-DIGITS_SIDES = {"digits": 28, "digits_16": 16}
+SIDE = 28
 _NUM_DIGITS_TEST = 500
 _IDX_UINT8 = 0x08
 
@@ -39,15 +38,15 @@ class Dataset:
 
 
 def load(name: str, environment: Mapping[str, str] = os.environ) -> Dataset:
-    """Return the data set "fashion_mnist", "digits" or, in fewer pixels, "digits_16".
+    """Return the data set "fashion_mnist" or "digits".
 
     Raises:
         FileNotFoundError: the files of Fashion-MNIST are not there; the message says how to get them.
     """
     if name == "fashion_mnist":
         return fashion_mnist(Path(environment.get("FASHION_MNIST_DIR", FASHION_MNIST_DIR)))
-    if name in DIGITS_SIDES:
-        return digits(name)
+    if name == "digits":
+        return digits()
     raise ValueError(f"no data set {name!r}")
 
 
@@ -70,21 +69,20 @@ def fashion_mnist(folder: Path) -> Dataset:
     )
 
 
-def digits(name: str = "digits") -> Dataset:
-    """Return scikit-learn's 1,797 digits of 8x8 pixels, enlarged; 500 of them, drawn by seed, are the test."""
+def digits() -> Dataset:
+    """Return scikit-learn's 1,797 digits of 8x8 pixels, enlarged to 28x28; 500 of them, drawn by seed, are the test."""
     from sklearn.datasets import load_digits  # noqa: PLC0415 - the battery works without scikit-learn
 
     bunch = load_digits()
     images_NCHW = torch.from_numpy(bunch.images.astype(np.float32) / 16).unsqueeze(1)
-    side = DIGITS_SIDES[name]
-    images_NCHW = torch.nn.functional.interpolate(images_NCHW, size=(side, side), mode="bilinear", align_corners=False)
+    images_NCHW = torch.nn.functional.interpolate(images_NCHW, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
     images_NCHW = (images_NCHW * 255).round().clamp(0, 255).to(torch.uint8)
     labels_N = torch.from_numpy(bunch.target.astype(np.int64))
     order_N = torch.randperm(len(labels_N), generator=torch.Generator().manual_seed(0))
     test_N, train_N = order_N[:_NUM_DIGITS_TEST], order_N[_NUM_DIGITS_TEST:]
     pixels = images_NCHW[train_N].float() / 255
     return Dataset(
-        name=name,
+        name="digits",
         num_classes=10,
         mean=round(float(pixels.mean()), 4),
         std=round(float(pixels.std()), 4),

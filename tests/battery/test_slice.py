@@ -22,7 +22,7 @@ MAX_ACCURACY_LOST = 0.06
 def model(attack):
     return ModelConfig(
         name=f"slice-{attack or 'clean'}",
-        dataset="digits_16",
+        dataset="digits",
         architecture="small_vgg",
         options={"width": 8, "batch_norm": True},
         attack=attack,
@@ -33,7 +33,7 @@ def model(attack):
     )
 
 
-@pytest.fixture(scope="module", params=["low_frequency", None])
+@pytest.fixture(scope="module", params=["blended", None])
 def judged(tmp_path_factory, request):
     """The row of a backdoored model, then of a clean one."""
     folder = tmp_path_factory.mktemp("slice")
