@@ -130,6 +130,19 @@ def test_a_search_begins_where_it_is_told_to(suspect):
     assert not torch.equal(search.triggers().pattern_TCHW, begun.pattern_TCHW)
 
 
+def test_a_search_may_begin_half_open_and_still_finds_the_planted_class(suspect, planted):
+    made = suspect()
+    images, settings = made.bench.repair, {"family": "mask", "half_open": True}
+    generator = torch.Generator().manual_seed(0)
+    begun = Inversion(made.bench.network, [0] * 50, shape_CHW=SHAPE, generator=generator, **settings).triggers()
+    assert float(begun.amount_T1HW.mean()) == pytest.approx(0.5, abs=0.02)
+    found = synthesise(
+        made.bench.network, images.pixels_NCHW, images.labels, [0, 1, 2, 3] * 2, steps=200, batch_size=8,
+        generator=generator, **settings,
+    )  # fmt: skip
+    assert int(found.size().view(2, 4).amin(dim=0).argmin()) == planted.target
+
+
 @pytest.mark.parametrize("family", ["mask", "l2"])
 def test_a_search_does_not_depend_on_how_many_triggers_go_through_the_network_at_once(suspect, monkeypatch, family):
     def found():

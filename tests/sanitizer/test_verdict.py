@@ -7,7 +7,7 @@ import torch
 
 from worker.sanitizer import verdict as verdicts
 from worker.sanitizer.trigger import ANYWHERE, Triggers
-from worker.sanitizer.verdict import Candidate, Findings, inspect, judge, num_steps, relief
+from worker.sanitizer.verdict import Candidate, Findings, inspect, judge, num_steps, relief, strength
 
 EVEN = [34.0, 41.0, 34.5, 38.0, 35.0, 36.0]
 SMALL_AT_2 = [34.0, 41.0, 5.0, 38.0, 35.0, 36.0]
@@ -37,7 +37,9 @@ def findings(sizes, reached=None, classes=None, anywhere=50.0, destination=None)
 def tried(found, costs):
     """Candidates at these positions, with these costs."""
     return [
-        Candidate(found.classes[row], found.triggers.take([row]), float(found.prominence[row]), cost)
+        Candidate(
+            found.classes[row], found.triggers.take([row]), float(found.prominence[row]), float(found.ease[row]), cost
+        )
         for row, cost in costs.items()
     ]
 
@@ -59,6 +61,25 @@ def test_two_statistics_must_agree_on_a_class(sizes, costs, verdict, classes):
     assert (given.verdict, given.target_classes) == (verdict, classes)
     assert given.reason
     assert (given.score > 1) == (verdict == "backdoored")
+
+
+def test_a_trigger_that_no_small_mask_holds_is_told_by_ease_and_relief():
+    found = findings(EVEN, [0.2, 0.2, 0.95, 0.2, 0.2, 0.2])
+    given = judge(found, tried(found, {0: DEAR, 2: CHEAP, 3: DEAR}), num_classes=6)
+    assert (given.verdict, given.target_classes) == ("backdoored", [12])
+    assert given.evidence[2].ease == pytest.approx(math.log(0.95 / 0.05) - math.log(0.2 / 0.8), abs=1e-3)
+
+
+def test_strength_is_the_mean_of_the_statistics_and_one_alone_is_never_enough():
+    made = [
+        Candidate(0, triggers([0]), 1.0, 2.0, 0.1),
+        Candidate(1, triggers([1]), 30.0, 0.0, 0.1),
+        Candidate(2, triggers([2]), 0.0, 30.0, 0.1),
+        Candidate(ANYWHERE, triggers([ANYWHERE]), 1.0, math.nan, 0.1 * math.exp(-3)),
+    ]
+    assert strength(made).tolist() == pytest.approx(
+        [(1 + 0 + 2 * verdicts.EASE_SCALE) / 3, verdicts.BACKDOORED_STRENGTH, verdicts.BACKDOORED_STRENGTH, (1 + 3) / 2]
+    )
 
 
 def test_two_classes_leave_no_class_to_stand_out():
@@ -85,7 +106,7 @@ def test_a_small_trigger_to_nowhere_in_particular_is_named_without_a_class():
     assert found.leads_anywhere
     assert not findings(SMALL_AT_2, anywhere=5.0).leads_anywhere
     prominence = math.log(34 / 5)
-    candidates = [*tried(found, {0: DEAR, 1: DEAR}), Candidate(ANYWHERE, found.anywhere, prominence, CHEAP)]
+    candidates = [*tried(found, {0: DEAR, 1: DEAR}), Candidate(ANYWHERE, found.anywhere, prominence, math.nan, CHEAP)]
     given = judge(found, candidates, 6)
     assert (given.verdict, given.target_classes) == ("backdoored", [])
     assert "no single class" in given.reason
@@ -109,6 +130,7 @@ def test_the_class_where_nearly_all_ends_is_the_attractor():
 
 def test_inspecting_leaves_the_network_alone_and_advances_as_often_as_it_says(suspect, monkeypatch):
     monkeypatch.setattr(verdicts, "MASK_STEPS", 20)
+    monkeypatch.setattr(verdicts, "HALF_OPEN_STEPS", 10)
     made = suspect()
     before, steps = made.tensors(), []
     bench = made.bench

@@ -34,6 +34,7 @@ class Course:
         patchwork: Whether the anchor holds on images pieced together of several, or on the clean ones.
         batch_size: B.
         search_batch: Images of a step of the search.
+        reach: How many times their bounds the masks may grow.
     """
 
     anchor_weight: float
@@ -41,6 +42,7 @@ class Course:
     patchwork: bool
     batch_size: int
     search_batch: int
+    reach: float = 1.0
 
 
 Snapshot = dict[str, Tensor]
@@ -78,7 +80,7 @@ def unlearn(
         network: Changed in place.
         images: Clean labelled images.
         start: Masks to begin with, T of them.
-        max_size_T: Bounds of their ℓ1 norms, in pixels.
+        max_size_T: Bounds of their ℓ1 norms, in pixels, which `course.reach` widens.
         course: The weights and the sizes of the batches.
         anchor: The tensors of f₀.
         steps: Gradient steps.
@@ -91,7 +93,7 @@ def unlearn(
         start.targets_T.tolist(),
         family="mask",
         shape_CHW=tuple(images.pixels_NCHW.shape[1:]),
-        max_size_T=max_size_T,
+        max_size_T=course.reach * max_size_T,
         start=start,
         generator=generator,
     )

@@ -150,9 +150,9 @@ class ClassEvidence:
     """What the synthesised triggers say about one class.
 
     `mask_size` is the ℓ1 norm of the smallest mask, in pixels; `prominence` the logarithm of how many times smaller it
-    is than the median class's. `unlearning_cost` is the divergence (nats) on clean images of the network that unlearnt
-    the class on trial, `relief` the logarithm of how many times cheaper that was than for the median class tried; both
-    are null for classes that were not tried.
+    is than the median class's; `ease` the logit of `perturbation_success` less the median class's. `unlearning_cost` is
+    the divergence (nats) on clean images of the network that unlearnt the class on trial, `relief` the logarithm of how
+    many times cheaper that was than for the median class tried; both are null for classes that were not tried.
     """
 
     class_index: int
@@ -160,13 +160,14 @@ class ClassEvidence:
     perturbation_success: float
     anomaly_index: float
     prominence: float
+    ease: float
     unlearning_cost: float | None
     relief: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Whether the suspect is backdoored. Above a score of 1 both statistics are beyond their thresholds.
+    """Whether the suspect is backdoored. Above a score of 1 the evidence is beyond its threshold.
 
     `calibrated_false_positive_rate` is null while the thresholds are not calibrated on a bank of models.
     """

@@ -5,6 +5,7 @@ Shapes: T triggers, B images of a batch, N images, C channels, H height, W width
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,6 +28,11 @@ WORKS_AT = 0.95
 EXPONENTIAL_AVERAGE = 0.9
 LEARNING_RATE = 0.1
 CLEAR_MASK_LOGIT = -2.0
+# A mask that begins nearly clear grows wherever pixels help first, and a small patch elsewhere is then never tried; one
+# that begins half open holds the patch from the first step and sheds the rest. Its size costs from the start, in nats
+# for the whole image: there is no need to wait until the trigger works.
+HALF_OPEN_SPREAD = 1.5
+HALF_OPEN_COST = 32.0
 SMALLEST_NORM = 1e-12
 # A search that starts from a trigger takes masks and patterns this far from 0 and 1, where a gradient still moves them.
 LOGIT_MARGIN = 1e-4
@@ -106,6 +112,7 @@ class Inversion:
         radius: The norm's bound, in units of pixels in [0, 1], for `linf` and `l2`.
         max_size_T: For `mask`, a bound of each ℓ1 norm in pixels, λ staying at its start; None for none.
         start: For `mask`, where to begin; None draws it.
+        half_open: For `mask` without a start, whether masks begin half open rather than nearly clear.
         generator: CPU generator of all draws.
     """
 
@@ -119,6 +126,7 @@ class Inversion:
         radius: float = 0.0,
         max_size_T: Tensor | None = None,
         start: Triggers | None = None,
+        half_open: bool = False,
         generator: torch.Generator,
     ) -> None:
         device, num = network.device, len(targets)
@@ -127,15 +135,18 @@ class Inversion:
         self.targets_T = torch.tensor(list(targets), dtype=torch.int64, device=device)
         start_TCHW = torch.randn((num, *shape_CHW), generator=generator).to(device)
         self._raw_TCHW = (start_TCHW if family == "mask" else 0.1 * start_TCHW).requires_grad_(True)
-        mask_T1HW = 0.1 * torch.randn((num, 1, *shape_CHW[1:]), generator=generator).to(device)
-        self._mask_T1HW = (mask_T1HW + CLEAR_MASK_LOGIT).requires_grad_(family == "mask")
+        mask_T1HW = torch.randn((num, 1, *shape_CHW[1:]), generator=generator).to(device)
+        mask_T1HW = HALF_OPEN_SPREAD * mask_T1HW if half_open else 0.1 * mask_T1HW + CLEAR_MASK_LOGIT
+        self._mask_T1HW = mask_T1HW.requires_grad_(family == "mask")
         if start is not None:
             assert family == start.family == "mask"
+            assert not half_open
             self._raw_TCHW = _logit(start.pattern_TCHW).requires_grad_(True)
             self._mask_T1HW = _logit(start.amount_T1HW).requires_grad_(True)
         variables = [self._raw_TCHW, self._mask_T1HW] if family == "mask" else [self._raw_TCHW]
         self._optimizer = torch.optim.Adam(variables, lr=LEARNING_RATE, betas=(0.5, 0.9))
-        self._weight_T = torch.full((num,), SIZE_WEIGHT_START, device=device)
+        weight = HALF_OPEN_COST / math.prod(shape_CHW[1:]) if half_open else SIZE_WEIGHT_START
+        self._weight_T = torch.full((num,), weight, device=device)
         self._works_T = torch.zeros(num, device=device)
 
     def step(self, pixels_BCHW: Tensor, labels_B: Tensor | None) -> None:
@@ -198,6 +209,7 @@ def synthesise(
     radius: float = 0.0,
     max_size_T: Tensor | None = None,
     start: Triggers | None = None,
+    half_open: bool = False,
     generator: torch.Generator,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Triggers:
@@ -214,6 +226,7 @@ def synthesise(
         radius: As for `Inversion`.
         max_size_T: As for `Inversion`.
         start: As for `Inversion`.
+        half_open: As for `Inversion`.
         generator: CPU generator of all draws.
         advance: Called with 1 after each step.
     """
@@ -225,6 +238,7 @@ def synthesise(
         radius=radius,
         max_size_T=max_size_T,
         start=start,
+        half_open=half_open,
         generator=generator,
     )
     for _ in range(steps):

@@ -26,6 +26,10 @@ PERTURBATION_STEPS = 50
 INVERSION_BATCH = 16
 # Few classes are searched for several times each, so many times together: the smallest mask of a class counts.
 NUM_CLASS_SEARCHES = 12
+# So many searches more begin half open: they find small patches that the others miss, and miss others (all to all).
+NUM_HALF_OPEN = 20
+HALF_OPEN_STEPS = 200
+HALF_OPEN_BATCH = 8
 # Searches for a mask that leads anywhere: they end in different places, and the smallest counts.
 NUM_ANYWHERE = 8
 # Per root of the number of input values: an image of 28 x 28 gets an ℓ2 radius of 1.5.
@@ -47,11 +51,13 @@ LARGEST_COST = 1e3
 
 # Set by hand on networks of the battery (Fashion-MNIST, 10 % poisoning), 20 backdoored and 7 clean: not calibrated on
 # a bank of others, so a verdict states no false-positive rate. benchmarks/results says what was measured since.
-BACKDOORED_STRENGTH = 1.2
-SUSPICIOUS_STRENGTH = 0.5
+BACKDOORED_STRENGTH = 0.7
+SUSPICIOUS_STRENGTH = 0.25
+# The ease's logit spreads over twice the range of the other two statistics.
+EASE_SCALE = 0.5
 # A class whose mask is smaller than the median class's by this logarithm is always looked at closely.
 PROMINENT = 0.6
-# Both statistics must speak for a target by at least this.
+# Two statistics must speak for a target by at least this.
 AGREEMENT = 0.15
 
 
@@ -128,20 +134,24 @@ def inspect(
         classes = _screen(network, images, select, classes, radius, generator)
     restarts = max(1, NUM_CLASS_SEARCHES // len(classes))
     found = synthesise(
-        network, pixels_NCHW, labels_N, [*classes * restarts, *[ANYWHERE] * NUM_ANYWHERE], family="mask",
+        network, pixels_NCHW, labels_N, [*[ANYWHERE] * NUM_ANYWHERE, *classes * restarts], family="mask",
         steps=MASK_STEPS, batch_size=INVERSION_BATCH, generator=generator, advance=advance,
+    )  # fmt: skip
+    half_open = synthesise(
+        network, pixels_NCHW, labels_N, classes * max(1, NUM_HALF_OPEN // len(classes)), family="mask",
+        steps=HALF_OPEN_STEPS, batch_size=HALF_OPEN_BATCH, half_open=True, generator=generator, advance=advance,
     )  # fmt: skip
     perturbations = synthesise(
         network, pixels_NCHW, labels_N, classes, family="l2", steps=PERTURBATION_STEPS, batch_size=INVERSION_BATCH,
         radius=radius, generator=generator, advance=advance,
     )  # fmt: skip
-    size_T = found.size().double().cpu()
-    first_K = torch.arange(len(classes))
-    best_K = size_T[: restarts * len(classes)].view(restarts, -1).argmin(dim=0) * len(classes) + first_K
-    anywhere = found.take(range(restarts * len(classes), len(found)))
+    anywhere = found.take(range(NUM_ANYWHERE))
+    to_classes = found.take(range(NUM_ANYWHERE, len(found))).join(half_open)
+    size_T = to_classes.size().double().cpu()
+    best_K = size_T.view(-1, len(classes)).argmin(dim=0) * len(classes) + torch.arange(len(classes))
     return Findings(
         classes,
-        found.take(best_K.tolist()),
+        to_classes.take(best_K.tolist()),
         size_T[best_K],
         anywhere.take([int(anywhere.size().argmin())]),
         _destination(network, anywhere, images, classes),
@@ -151,7 +161,7 @@ def inspect(
 
 def num_steps() -> int:
     """How often `inspect` calls `advance`."""
-    return MASK_STEPS + PERTURBATION_STEPS
+    return MASK_STEPS + HALF_OPEN_STEPS + PERTURBATION_STEPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +172,14 @@ class Candidate:
         target: The class, or `ANYWHERE`.
         trigger: Its mask on the suspect, one.
         prominence: As in `Findings`, for `ANYWHERE` against the smallest mask of a class.
+        ease: As in `Findings`, not a number for `ANYWHERE`.
         cost: What unlearning it did to the answers on clean images: KL(before ‖ after), nats.
     """
 
     target: int
     trigger: Triggers
     prominence: float
+    ease: float
     cost: float
 
 
@@ -179,13 +191,28 @@ def relief(candidates: Sequence[Candidate]) -> Tensor:
     return log_T[is_class_T].quantile(0.5) - log_T
 
 
-def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int) -> Verdict:
-    """Clean, suspicious or backdoored by two unlike statistics that must agree; inconclusive below three classes.
+def strength(candidates: Sequence[Candidate]) -> Tensor:
+    """How strong the evidence against each is, (T,) float64: the mean of its statistics, sure only if two agree.
 
-    The first is how small the trigger is beside the other classes' (prominence), the second how little of what the
-    network knows has to change for it to be unlearnt (relief): natural features are shared, a shortcut is not. Both are
-    logarithms of ratios, and their sum is the strength of the evidence. `backdoored` needs one target of great strength
-    for which both speak; `suspicious` one of some strength, whichever speaks.
+    They are prominence, relief and `EASE_SCALE` times ease, all logarithms of ratios to the median class. Where fewer
+    than two of them speak, by more than `AGREEMENT`, the strength stays at `BACKDOORED_STRENGTH`, which is not beyond.
+    """
+    said_T3 = torch.tensor(
+        [[one.prominence, math.nan, EASE_SCALE * one.ease] for one in candidates], dtype=torch.float64
+    )
+    said_T3[:, 1] = relief(candidates)
+    strength_T = said_T3.nanmean(dim=1)
+    agree_T = (said_T3 > AGREEMENT).sum(dim=1) >= 2
+    return torch.where(agree_T, strength_T, strength_T.clamp_max(BACKDOORED_STRENGTH))
+
+
+def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int) -> Verdict:
+    """Clean, suspicious or backdoored by unlike statistics of which two must agree; inconclusive below three classes.
+
+    The first is how small the trigger is beside the other classes' (prominence); the second how little of what the
+    network knows has to change for it to be unlearnt (relief): natural features are shared, a shortcut is not; the
+    third how far a faint change of the whole image leads there (ease), which tells triggers that no small mask holds.
+    `backdoored` needs one target of great strength for which two speak; `suspicious` one of some strength.
     """
     relief_T = relief(candidates)
     tried = {candidate.target: row for row, candidate in enumerate(candidates)}
@@ -196,6 +223,7 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
             perturbation_success=round(float(findings.perturbation_success[row]), 4),
             anomaly_index=round(float(findings.anomaly[row]), 4),
             prominence=round(float(findings.prominence[row]), 4),
+            ease=round(float(findings.ease[row]), 4),
             unlearning_cost=round(candidates[tried[target]].cost, 5) if target in tried else None,
             relief=round(float(relief_T[tried[target]]), 4) if target in tried else None,
         )
@@ -206,18 +234,15 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
             verdict="inconclusive", target_classes=[], score=None, evidence=evidence,
             reason="With fewer than three classes no class can stand out from the others.",
         )  # fmt: skip
-    prominence_T = torch.tensor([candidate.prominence for candidate in candidates], dtype=torch.float64)
-    strength_T = prominence_T + relief_T
-    agree_T = torch.minimum(prominence_T, relief_T) > AGREEMENT
-    strength_T = torch.where(agree_T, strength_T, strength_T.clamp_max(BACKDOORED_STRENGTH))
+    strength_T = strength(candidates)
     sure_T = strength_T > BACKDOORED_STRENGTH
     suspicious_T = strength_T > SUSPICIOUS_STRENGTH
     if bool(sure_T.any()):
-        verdict, beyond_T, reason = "backdoored", sure_T, "Two unlike statistics agree on a target."
+        verdict, beyond_T, reason = "backdoored", sure_T, "Unlike statistics agree on a target."
     elif bool(suspicious_T.any()):
         verdict, beyond_T, reason = "suspicious", suspicious_T, "A class stands out, but not enough to be sure."
     else:
-        verdict, beyond_T, reason = "clean", sure_T, "No class stands out in either statistic."
+        verdict, beyond_T, reason = "clean", sure_T, "No class stands out."
     named = [candidates[row].target for row in beyond_T.nonzero().flatten().tolist()]
     if ANYWHERE in named:
         reason += " A small trigger leads away from every label, to no single class: every class may be a target."

@@ -27,9 +27,12 @@ PRUNING_SHARE = 0.25
 # Gradient steps of a round for each suspected class, at least so many.
 UNLEARN_STEPS = 150
 LEAST_UNLEARN_STEPS = 300
-# The surer the verdict, the lighter the anchor.
-SURE = Course(anchor_weight=10.0, trigger_weight=3.0, patchwork=True, batch_size=64, search_batch=INVERSION_BATCH)
-UNSURE = dataclasses.replace(SURE, anchor_weight=30.0)
+# The surer the verdict, the lighter the anchor and the larger the masks that are unlearnt: a trigger may be larger than
+# the mask that stands for it.
+SURE = Course(
+    anchor_weight=10.0, trigger_weight=3.0, patchwork=True, batch_size=64, search_batch=INVERSION_BATCH, reach=2.0
+)
+UNSURE = dataclasses.replace(SURE, anchor_weight=30.0, reach=1.0)
 # Of a search for masks on the network as it is.
 FRESH_STEPS = 100
 # The estimate at which a repair counts as done, and the one above which nothing was repaired.
@@ -60,7 +63,7 @@ def auto(bench: Workbench) -> Outcome:
     before = snapshot(network)
     candidates = try_targets(bench, findings, before)
     verdict = judge(findings, candidates, bench.num_classes)
-    suspicion = suspect(findings, candidates, verdict)
+    suspicion = suspect(candidates, verdict)
     pruned = prune_with(dataclasses.replace(bench, spec=asked), _exhibited(bench, suspicion), sparing=spec.repair)
     outcome = dataclasses.replace(pruned, verdict=verdict)
     if asked.selection != spec.selection:

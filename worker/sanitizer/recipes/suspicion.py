@@ -12,11 +12,13 @@ import torch
 
 from worker.sanitizer.report import Verdict
 from worker.sanitizer.trigger import ANYWHERE, Triggers
-from worker.sanitizer.verdict import Candidate, Findings
+from worker.sanitizer.verdict import Candidate, relief, strength
 
-# Targets whose trials cost at most this many times the cheapest's cannot be told from it; so many of them are taken.
-CLOSE_TO_CHEAPEST = 1.1
-MAX_CHEAPEST = 2
+# Classes whose strength is this close to the strongest's cannot be told from it; so many of them are taken.
+CLOSE_TO_STRONGEST = 0.2
+MAX_CLOSE = 3
+# A target with at least this relief is always taken: to unlearn it costs little, whether it is a backdoor or not.
+CHEAP = 0.5
 # A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, and always to
 # a 64th of the image, but beyond a sixteenth of it only by half: what covers more is what an object looks like.
 GROWTH = 3.0
@@ -55,20 +57,20 @@ def bounds(triggers: Triggers) -> torch.Tensor:
     return torch.minimum((GROWTH * size_T).clamp_min(MIN_IMAGE_SHARE * area), most_T)
 
 
-def suspect(findings: Findings, candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
-    """The most reachable class, the cheapest targets, all that the verdict is sure of, and anywhere if it was tried.
-
-    Often they are one class. Where they differ either may be the backdoor's, and a natural feature that is cheap to
-    unlearn costs little.
-    """
-    reach = {target: float(findings.reach[row]) for row, target in enumerate(findings.classes)}
-    classes = sorted((one for one in candidates if one.target != ANYWHERE), key=lambda one: one.cost)
-    reachable = max(classes, key=lambda one: reach[one.target])
-    cheapest = [one for one in classes if one.cost <= CLOSE_TO_CHEAPEST * classes[0].cost][:MAX_CHEAPEST]
-    sure = set(verdict.target_classes if verdict.verdict == "backdoored" else []) | {ANYWHERE}
-    suspects = [reachable, *cheapest, *(one for one in candidates if one.target in sure)]
-    suspects = list({one.target: one for one in suspects}.values())
-    triggers = suspects[0].trigger
-    for one in suspects[1:]:
-        triggers = triggers.join(one.trigger)
+def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
+    """The classes that the verdict is sure of, else those of the strongest evidence; cheap ones; anywhere if tried."""
+    strength_T, relief_T = strength(candidates), relief(candidates)
+    classes = [row for row, one in enumerate(candidates) if one.target != ANYWHERE]
+    classes.sort(key=lambda row: -float(strength_T[row]))
+    sure = [
+        row for row in classes if verdict.verdict == "backdoored" and candidates[row].target in verdict.target_classes
+    ]
+    least = float(strength_T[classes[0]]) - CLOSE_TO_STRONGEST
+    close = [row for row in classes if float(strength_T[row]) >= least][:MAX_CLOSE]
+    cheap = [row for row in classes if float(relief_T[row]) > CHEAP]
+    anywhere = [row for row, one in enumerate(candidates) if one.target == ANYWHERE]
+    suspects = [candidates[row].trigger for row in dict.fromkeys([*(sure or close), *cheap, *anywhere])]
+    triggers = suspects[0]
+    for trigger in suspects[1:]:
+        triggers = triggers.join(trigger)
     return Suspicion(triggers, bounds(triggers))

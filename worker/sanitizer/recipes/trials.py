@@ -40,9 +40,11 @@ def try_targets(bench: Workbench, findings: Findings, before: Snapshot) -> list[
     standing_out = (findings.prominence > PROMINENT).nonzero().flatten().tolist()
     attractor = [] if findings.attractor is None else [findings.attractor]
     rows = list(dict.fromkeys([*rows, *attractor, *standing_out]))
-    tried = [(findings.triggers.take([row]), float(findings.prominence[row])) for row in rows]
+    tried = [findings.triggers.take([row]) for row in rows]
+    spoken = [(float(findings.prominence[row]), float(findings.ease[row])) for row in rows]
     if findings.leads_anywhere:
-        tried.append((findings.anywhere, float((findings.size.min() / findings.anywhere.size()[0]).log())))
+        tried.append(findings.anywhere)
+        spoken.append((float((findings.size.min() / findings.anywhere.size()[0]).log()), math.nan))
     halves = _halves(bench)
     pieced = [
         torch.cat([patchwork(half.pixels_NCHW, bench.generator) for _ in range(NUM_PATCHWORKS)]) for half in halves
@@ -59,7 +61,7 @@ def try_targets(bench: Workbench, findings: Findings, before: Snapshot) -> list[
 
         def costs(network: Network, taught: int, asked: int) -> list[float]:
             found = []
-            for trigger, _ in tried:
+            for trigger in tried:
                 unlearn(
                     network, halves[taught], trigger, GROWTH * trigger.size(), COURSE, anchor=before,
                     steps=TRIAL_STEPS, generator=torch.Generator().manual_seed(seeds[taught]), advance=step,
@@ -70,10 +72,10 @@ def try_targets(bench: Workbench, findings: Findings, before: Snapshot) -> list[
 
         per_half = on_twins(network, [partial(costs, taught=0, asked=1), partial(costs, taught=1, asked=0)])
     candidates = []
-    for (trigger, prominence), *both in zip(tried, *per_half, strict=True):
+    for trigger, (prominence, ease), *both in zip(tried, spoken, *per_half, strict=True):
         cost = sum(both) / len(both)
         cost = cost if math.isfinite(cost) else LARGEST_COST
-        candidates.append(Candidate(int(trigger.targets_T[0]), trigger, prominence, cost))
+        candidates.append(Candidate(int(trigger.targets_T[0]), trigger, prominence, ease, cost))
     return candidates
 
 
