@@ -7,7 +7,7 @@ from tests.e2e.conftest import Bundle, assert_delivered, wait_until
 
 LEASE_SECONDS = 3
 # Takes some ten seconds, most of them in steps that tell their progress: time enough to be killed in the middle.
-RECIPE = "rnp"
+RECIPE = "paper"
 
 
 @pytest.fixture(params=["embedded", "production"])
