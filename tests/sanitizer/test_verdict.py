@@ -70,16 +70,14 @@ def test_a_trigger_that_no_small_mask_holds_is_told_by_ease_and_relief():
     assert given.evidence[2].ease == pytest.approx(math.log(0.95 / 0.05) - math.log(0.2 / 0.8), abs=1e-3)
 
 
-def test_strength_is_the_mean_of_the_statistics_and_one_alone_is_never_enough():
+def test_strength_is_the_median_of_the_statistics_and_one_alone_is_never_enough():
     made = [
         Candidate(0, triggers([0]), 1.0, 2.0, 0.1),
         Candidate(1, triggers([1]), 30.0, 0.0, 0.1),
         Candidate(2, triggers([2]), 0.0, 30.0, 0.1),
         Candidate(ANYWHERE, triggers([ANYWHERE]), 1.0, math.nan, 0.1 * math.exp(-3)),
     ]
-    assert strength(made).tolist() == pytest.approx(
-        [(1 + 0 + 2 * verdicts.EASE_SCALE) / 3, verdicts.BACKDOORED_STRENGTH, verdicts.BACKDOORED_STRENGTH, (1 + 3) / 2]
-    )
+    assert strength(made).tolist() == pytest.approx([1.0, 0.0, 0.0, (1 + 3) / 2])
 
 
 def test_two_classes_leave_no_class_to_stand_out():

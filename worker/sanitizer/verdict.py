@@ -51,7 +51,7 @@ LARGEST_COST = 1e3
 
 # Set by hand on networks of the battery (Fashion-MNIST, 10 % poisoning), 20 backdoored and 7 clean: not calibrated on
 # a bank of others, so a verdict states no false-positive rate. benchmarks/results says what was measured since.
-BACKDOORED_STRENGTH = 0.7
+BACKDOORED_STRENGTH = 0.75
 SUSPICIOUS_STRENGTH = 0.25
 # The ease's logit spreads over twice the range of the other two statistics.
 EASE_SCALE = 0.5
@@ -192,16 +192,14 @@ def relief(candidates: Sequence[Candidate]) -> Tensor:
 
 
 def strength(candidates: Sequence[Candidate]) -> Tensor:
-    """How strong the evidence against each is, (T,) float64: the mean of its statistics, sure only if two agree.
+    """How strong the evidence against each is, (T,) float64: the median of its statistics, sure only if two agree.
 
-    They are prominence, relief and `EASE_SCALE` times ease, all logarithms of ratios to the median class. Where fewer
-    than two of them speak, by more than `AGREEMENT`, the strength stays at `BACKDOORED_STRENGTH`, which is not beyond.
+    They are prominence, relief and `EASE_SCALE` times ease, all logarithms of ratios to the median class. One alone,
+    however loud, does not move the median of three. Of two (a target that leads anywhere has no ease) it is the mean,
+    and stays at `BACKDOORED_STRENGTH`, which is not beyond, unless both speak by more than `AGREEMENT`.
     """
-    said_T3 = torch.tensor(
-        [[one.prominence, math.nan, EASE_SCALE * one.ease] for one in candidates], dtype=torch.float64
-    )
-    said_T3[:, 1] = relief(candidates)
-    strength_T = said_T3.nanmean(dim=1)
+    said_T3 = _said(candidates)
+    strength_T = said_T3.nanquantile(0.5, dim=1)
     agree_T = (said_T3 > AGREEMENT).sum(dim=1) >= 2
     return torch.where(agree_T, strength_T, strength_T.clamp_max(BACKDOORED_STRENGTH))
 
@@ -212,7 +210,8 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
     The first is how small the trigger is beside the other classes' (prominence); the second how little of what the
     network knows has to change for it to be unlearnt (relief): natural features are shared, a shortcut is not; the
     third how far a faint change of the whole image leads there (ease), which tells triggers that no small mask holds.
-    `backdoored` needs one target of great strength for which two speak; `suspicious` one of some strength.
+    `backdoored` needs one target of great strength for which two speak; `suspicious` one of some strength, or one for
+    which a single statistic speaks so loudly that their mean has it.
     """
     relief_T = relief(candidates)
     tried = {candidate.target: row for row, candidate in enumerate(candidates)}
@@ -237,10 +236,13 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
     strength_T = strength(candidates)
     sure_T = strength_T > BACKDOORED_STRENGTH
     suspicious_T = strength_T > SUSPICIOUS_STRENGTH
+    alone_T = _said(candidates).nanmean(dim=1) > SUSPICIOUS_STRENGTH
     if bool(sure_T.any()):
         verdict, beyond_T, reason = "backdoored", sure_T, "Unlike statistics agree on a target."
     elif bool(suspicious_T.any()):
         verdict, beyond_T, reason = "suspicious", suspicious_T, "A class stands out, but not enough to be sure."
+    elif bool(alone_T.any()):
+        verdict, beyond_T, reason = "suspicious", alone_T, "A single statistic speaks for a class, and no other agrees."
     else:
         verdict, beyond_T, reason = "clean", sure_T, "No class stands out."
     named = [candidates[row].target for row in beyond_T.nonzero().flatten().tolist()]
@@ -253,6 +255,14 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
         evidence=evidence,
         reason=reason,
     )
+
+
+def _said(candidates: Sequence[Candidate]) -> Tensor:
+    said_T3 = torch.tensor(
+        [[one.prominence, math.nan, EASE_SCALE * one.ease] for one in candidates], dtype=torch.float64
+    )
+    said_T3[:, 1] = relief(candidates)
+    return said_T3
 
 
 def _destination(network: Network, anywhere: Triggers, images: Images, classes: Sequence[int]) -> Tensor:

@@ -18,10 +18,10 @@ def masks(targets, size=36.0):
     )
 
 
-def suspected(candidates, sure=()):
+def suspected(candidates, sure=(), named=()):
     """The targets suspected among (target, prominence, ease, cost)."""
     made = [Candidate(target, masks([target]), prominence, ease, cost) for target, prominence, ease, cost in candidates]
-    verdict = Verdict(verdict="backdoored" if sure else "suspicious", reason="", target_classes=list(sure))
+    verdict = Verdict(verdict="backdoored" if sure else "suspicious", reason="", target_classes=list(sure or named))
     suspicion = suspect(made, verdict)
     assert suspicion.bounds_T.tolist() == bounds(suspicion.triggers).tolist()
     return suspicion.targets
@@ -51,6 +51,12 @@ def test_classes_that_the_verdict_is_sure_of_are_suspected_however_far_apart():
     candidates = [(2, 3.0, 4.0, 0.05), (3, 1.5, 2.0, 0.05), *PLAIN]
     assert suspected(candidates) == [2]
     assert suspected(candidates, sure=(2, 3)) == [2, 3]
+
+
+def test_a_class_that_the_verdict_names_for_one_loud_statistic_is_suspected_too():
+    candidates = [(2, 0.9, 1.0, 0.05), (3, 3.0, 0.0, 0.05), *PLAIN]
+    assert suspected(candidates) == [2]
+    assert suspected(candidates, named=(3,)) == [2, 3]
 
 
 def test_a_trigger_to_anywhere_that_was_tried_comes_beside_the_strongest_class():

@@ -99,11 +99,16 @@ def _repair(
 ) -> Outcome:
     """Unlearn the suspects, keep as much of the way as the budget allows, and go another round where it is not enough.
 
-    It is not enough where triggers of the suspects still work. The second round is against triggers that lead anywhere
-    too, from which a backdoor of an unsuspected class cannot hide; it is taken back whole if the budget breaks.
+    It is not enough where triggers of the suspects still work, or where the verdict is not sure of its suspects. The
+    second round is against triggers that lead anywhere too, from which a backdoor of an unsuspected class cannot hide;
+    it is taken back whole if the budget breaks.
     """
     network, mask = bench.network, outcome.mask
-    course = SURE if outcome.verdict.verdict == "backdoored" else UNSURE
+    sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"
+    course = SURE if sure else UNSURE
+    if ANYWHERE in suspicion.targets:
+        # Its mask leads away from every label: a larger one is what an object looks like.
+        course = dataclasses.replace(course, reach=1.0)
     accuracy_pruned = _select_accuracy(bench)
     start = snapshot(network)
     network.load(before)
@@ -112,7 +117,7 @@ def _repair(
     _unlearn(bench, _doubled(bench, suspicion), before, course, mask, phase="repair")
     share = walk_back(bench, start, snapshot(network), right_before_N, budget)
     estimate, rounds = _estimate(bench, outcome, suspicion), 1
-    if estimate.after > REPAIRED_AT:
+    if estimate.after > REPAIRED_AT or not sure:
         kept = snapshot(network)
         _unlearn_again(bench, findings, suspicion, before, course, mask)
         if is_finite(snapshot(network)) and within_budget(bench, right_before_N, budget):

@@ -15,7 +15,7 @@ from worker.sanitizer.trigger import ANYWHERE, Triggers
 from worker.sanitizer.verdict import Candidate, relief, strength
 
 # Classes whose strength is this close to the strongest's cannot be told from it; so many of them are taken.
-CLOSE_TO_STRONGEST = 0.2
+CLOSE_TO_STRONGEST = 0.35
 MAX_CLOSE = 3
 # A target with at least this relief is always taken: to unlearn it costs little, whether it is a backdoor or not.
 CHEAP = 0.5
@@ -58,18 +58,17 @@ def bounds(triggers: Triggers) -> torch.Tensor:
 
 
 def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
-    """The classes that the verdict is sure of, else those of the strongest evidence; cheap ones; anywhere if tried."""
+    """The classes that the verdict is sure of, else the strongest and those it names; cheap ones; anywhere if tried."""
     strength_T, relief_T = strength(candidates), relief(candidates)
     classes = [row for row, one in enumerate(candidates) if one.target != ANYWHERE]
     classes.sort(key=lambda row: -float(strength_T[row]))
-    sure = [
-        row for row in classes if verdict.verdict == "backdoored" and candidates[row].target in verdict.target_classes
-    ]
+    named = [row for row in classes if candidates[row].target in verdict.target_classes]
+    sure = named if verdict.verdict == "backdoored" else []
     least = float(strength_T[classes[0]]) - CLOSE_TO_STRONGEST
     close = [row for row in classes if float(strength_T[row]) >= least][:MAX_CLOSE]
     cheap = [row for row in classes if float(relief_T[row]) > CHEAP]
     anywhere = [row for row, one in enumerate(candidates) if one.target == ANYWHERE]
-    suspects = [candidates[row].trigger for row in dict.fromkeys([*(sure or close), *cheap, *anywhere])]
+    suspects = [candidates[row].trigger for row in dict.fromkeys([*(sure or close), *named, *cheap, *anywhere])]
     triggers = suspects[0]
     for trigger in suspects[1:]:
         triggers = triggers.join(trigger)
