@@ -8,9 +8,13 @@ from tests.sanitizer.conftest import TARGET
 from worker.sanitizer import masks, repair
 from worker.sanitizer.recipes.auto import SURE
 from worker.sanitizer.repair import Course, interpolate, snapshot, unlearn
+from worker.sanitizer.residual import ResidualSearch
 from worker.sanitizer.trigger import synthesise
 
-COURSE = Course(anchor_weight=7.0, trigger_weight=3.0, patchwork=True, batch_size=16, search_batch=8)
+COURSE = Course(
+    anchor_weight=7.0, trigger_weight=3.0, random_weight=5.0, residual_weight=2.0, patchwork=True, batch_size=16,
+    search_batch=8,
+)  # fmt: skip
 
 
 def searched(bench, targets, steps):
@@ -33,33 +37,43 @@ def test_the_first_step_descends_the_stated_loss(suspect, monkeypatch):
     network, before = made.bench.network, made.tensors()
     # One that is not f, so that its divergence is felt.
     anchor = {name: 0.9 * tensor if tensor.is_floating_point() else tensor for name, tensor in before.items()}
-    seen = {}
+    given, seen = {}, {}
 
     def spied(name):
         made_by = getattr(repair, name)
 
         def spy(*arguments):
-            seen[name] = (arguments, made_by(*arguments))
-            return seen[name][1]
+            seen[name] = made_by(*arguments)
+            given[name] = arguments
+            return seen[name]
 
         monkeypatch.setattr(repair, name, spy)
 
     # The schedule ends at a 250,000th of the rate, and its end is its first step here.
     monkeypatch.setattr(repair, "RATE", 1e3)
-    spied("stamp_randomly")
-    spied("patchwork")
+    for name in ("stamp_randomly", "patchwork", "disturb"):
+        spied(name)
+    stamp = ResidualSearch.stamp_randomly
+
+    def stamped_by_residual(search, pixels):
+        seen["residual"] = stamp(search, pixels)
+        return seen["residual"]
+
+    monkeypatch.setattr(ResidualSearch, "stamp_randomly", stamped_by_residual)
     start = searched(made.bench, [1, 2], steps=3)
     unlearnt(made.bench, start, course=COURSE, steps=1, anchor=anchor)
-    (_, pixels, _), stamped = seen["stamp_randomly"]
-    pieced = seen["patchwork"][1]
+    pixels = given["patchwork"][0]
     labels = made.bench.repair.labels[nearest(made.bench.repair.pixels_NCHW, pixels)]
+    assert given["stamp_randomly"][1] is given["disturb"][0] is seen["patchwork"]
 
     parameters = twin.parameters()
-    answers = torch.log_softmax(twin(torch.cat([pixels, stamped, pieced])), dim=1).split(len(pixels))
+    pieced = seen["patchwork"]
+    weights = {"patchwork": 7, "stamp_randomly": 3, "disturb": 5, "residual": 2}
     with torch.no_grad():
         kept = twin(pieced, anchor).softmax(dim=1)
-    loss = functional.nll_loss(answers[0], labels) + 3 * functional.nll_loss(answers[1], labels)
-    loss = loss + 7 * (kept * (kept.log() - answers[2])).sum(dim=1).mean()
+    loss = functional.nll_loss(torch.log_softmax(twin(pixels), dim=1), labels)
+    for name, weight in weights.items():
+        loss = loss + weight * (kept * (kept.log() - torch.log_softmax(twin(seen[name]), dim=1))).sum(dim=1).mean()
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     moved = network.parameters()
     checked = 0
@@ -91,9 +105,10 @@ def test_the_planted_backdoor_is_unlearnt_and_accuracy_kept(suspect):
     assert after > accuracy - 0.05
 
 
-def test_an_anchor_on_clean_images_makes_no_patchwork(suspect, monkeypatch):
+def test_a_course_on_clean_images_alone_makes_no_others(suspect, monkeypatch):
     made = suspect()
-    monkeypatch.setattr(repair, "patchwork", lambda *_: pytest.fail("a patchwork was made"))
+    for name in ("patchwork", "disturb", "ResidualSearch"):
+        monkeypatch.setattr(repair, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
     start = searched(made.bench, [1], steps=2)
     course = Course(anchor_weight=5.0, trigger_weight=1.0, patchwork=False, batch_size=16, search_batch=8)
     unlearnt(made.bench, start, course=course, steps=2, anchor=snapshot(made.bench.network))

@@ -5,6 +5,7 @@ Shapes: B images of a batch, T triggers, C channels, H height, W width, K classe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -15,13 +16,19 @@ from torch.nn import functional
 
 from worker.sanitizer import masks
 from worker.sanitizer.case import Images
+from worker.sanitizer.disturbances import disturb
 from worker.sanitizer.network import Network
+from worker.sanitizer.residual import ResidualSearch
 from worker.sanitizer.training import minibatches, patchwork
-from worker.sanitizer.trigger import Inversion, Triggers
+from worker.sanitizer.trigger import ANYWHERE, Inversion, Triggers, at_once
 
 RATE = 1e-3
 MAX_SHIFT = 1
 WARM_UP_SHARE = 0.2
+# Searches for triggers that depend on the image; each leads wherever it can, so no class need be suspected.
+NUM_RESIDUAL = 4
+# Per root of the number of input values: three times the radius of the perturbations that the verdict weighs.
+RESIDUAL_RADIUS_PER_ROOT = 4.5 / 28
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +38,13 @@ class Course:
     Attributes:
         anchor_weight: w of the anchor: heavier keeps more of the accuracy, and more of the backdoor.
         trigger_weight: v of the images under a trigger.
-        patchwork: Whether the anchor holds on images pieced together of several, or on the clean ones.
+        patchwork: Whether the anchor holds, and triggers are unlearnt, on images pieced together of several, by the
+            suspect's answers, or on the clean ones, by their labels.
         batch_size: B.
         search_batch: Images of a step of the search.
         reach: How many times their bounds the masks may grow.
+        random_weight: r of patchworks under random triggers.
+        residual_weight: q of patchworks under triggers that depend on the image.
     """
 
     anchor_weight: float
@@ -43,6 +53,33 @@ class Course:
     batch_size: int
     search_batch: int
     reach: float = 1.0
+    random_weight: float = 0.0
+    residual_weight: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Images of a training step, and what the network is taught to answer to them.
+
+    Attributes:
+        pixels_BCHW: The images.
+        labels_weight: Of CE(f, y).
+        anchor_weight: Of KL(f₀ ‖ f).
+    """
+
+    pixels_BCHW: Tensor
+    labels_weight: float = 0.0
+    anchor_weight: float = 0.0
+
+    def loss(self, logits_BK: Tensor, labels_B: Tensor, anchor_BK: Tensor) -> Tensor:
+        """The weighted sum, the mean over the images, nats."""
+        loss = logits_BK.new_zeros(())
+        if self.labels_weight:
+            loss = loss + self.labels_weight * functional.cross_entropy(logits_BK, labels_B)
+        if self.anchor_weight:
+            forgotten = functional.kl_div(logits_BK.log_softmax(dim=1), anchor_BK, reduction="batchmean")
+            loss = loss + self.anchor_weight * forgotten
+        return loss
 
 
 Snapshot = dict[str, Tensor]
@@ -69,12 +106,16 @@ def unlearn(
     mask: Mapping[str, Tensor] | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Train the network to keep the true label under triggers that are synthesised against it as it changes.
+    """Train the network to answer alike with and without triggers, which go on searching while it changes.
 
-    Per step each trigger goes one step on, and the network one on CE(f(x), y) + w KL(f₀(z) ‖ f(z)) + v CE(f(x'), y),
-    where x' carries one of the triggers and f₀ is the suspect: its answers anchor the repair, on z = x or on patchworks
-    of the batch. The sizes of the triggers are bounded, so that what every network has, large universal perturbations,
-    is left alone.
+    Per step each trigger goes one step on, and the network one on
+
+        CE(f(x), y) + w K(z) + v K(t(z)) + r K(d(z)) + q K(g(z))  with  K(z') = KL(f₀(z) ‖ f(z')),
+
+    where f₀ is the suspect, z a patchwork of the batch, t one of the masks, d a random trigger and g one that depends
+    on the image and leads anywhere. The suspect's answers to z are what it knows of clean images; there is no end of
+    patchworks, so none is learnt by heart. Without patchworks z is x, and CE(f(t(x)), y) stands for K(t(z)). The sizes
+    of the masks are bounded, so that what every network has, large universal perturbations, is left alone.
 
     Args:
         network: Changed in place.
@@ -97,6 +138,15 @@ def unlearn(
         start=start,
         generator=generator,
     )
+    residual = None
+    if course.residual_weight:
+        residual = ResidualSearch(
+            network,
+            [ANYWHERE] * NUM_RESIDUAL,
+            shape_CHW=tuple(images.pixels_NCHW.shape[1:]),
+            radius=RESIDUAL_RADIUS_PER_ROOT * math.sqrt(images.pixels_NCHW[0].numel()),
+            generator=generator,
+        )
     device = network.device
     small = minibatches(images, batch_size=course.search_batch, generator=generator, device=device)
     parameters = list(network.parameters().values())
@@ -104,21 +154,33 @@ def unlearn(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=WARM_UP_SHARE)
     batches = minibatches(images, batch_size=course.batch_size, generator=generator, device=device, max_shift=MAX_SHIFT)
     for pixels_BCHW, labels_B in islice(batches, steps):
-        search.step(*next(small))
-        shown = [pixels_BCHW, stamp_randomly(search.triggers(), pixels_BCHW, generator)]
-        if course.patchwork:
-            shown.append(patchwork(pixels_BCHW, generator))
-        anchored = len(shown) - 1 if course.patchwork else 0
+        few = next(small)
+        search.step(*few)
+        pieced_BCHW = patchwork(pixels_BCHW, generator) if course.patchwork else pixels_BCHW
         with torch.no_grad():
-            anchor_BK = network(shown[anchored], anchor).softmax(dim=1)
-        # One pass over all of them: small batches cost more than their share.
-        logits = torch.split(network(torch.cat(shown)), len(pixels_BCHW))
-        forgotten = functional.kl_div(logits[anchored].log_softmax(dim=1), anchor_BK, reduction="batchmean")
-        loss = functional.cross_entropy(logits[0], labels_B)
-        loss = loss + course.anchor_weight * forgotten
-        loss = loss + course.trigger_weight * functional.cross_entropy(logits[1], labels_B)
+            anchor_BK = network(pieced_BCHW, anchor).softmax(dim=1)
+        shown = [
+            Shown(pixels_BCHW, labels_weight=1.0, anchor_weight=0.0 if course.patchwork else course.anchor_weight),
+            Shown(
+                stamp_randomly(search.triggers(), pieced_BCHW, generator),
+                labels_weight=0.0 if course.patchwork else course.trigger_weight,
+                anchor_weight=course.trigger_weight if course.patchwork else 0.0,
+            ),
+        ]
+        if course.patchwork:
+            shown.append(Shown(pieced_BCHW, anchor_weight=course.anchor_weight))
+        if course.random_weight:
+            shown.append(Shown(disturb(pieced_BCHW, generator), anchor_weight=course.random_weight))
+        if residual is not None:
+            residual.step(*few)
+            shown.append(Shown(residual.stamp_randomly(pieced_BCHW), anchor_weight=course.residual_weight))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        # Small batches cost more than their share; large images go through by themselves, for the sake of memory.
+        for rows in at_once(len(shown), pixels_BCHW):
+            part = [shown[row] for row in rows.tolist()]
+            logits = torch.split(network(torch.cat([one.pixels_BCHW for one in part])), len(pixels_BCHW))
+            losses = [one.loss(logits_BK, labels_B, anchor_BK) for one, logits_BK in zip(part, logits, strict=True)]
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if mask is not None:

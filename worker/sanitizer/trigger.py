@@ -152,12 +152,10 @@ class Inversion:
     def step(self, pixels_BCHW: Tensor, labels_B: Tensor | None) -> None:
         """One gradient step of every trigger on the same images; none is asked to send its own class to itself."""
         pixels_BCHW = pixels_BCHW.to(self.network.device)
-        at_once = max(1, POSITIONS_AT_ONCE[self.network.device.type] // pixels_BCHW[:, 0].numel())
         self._optimizer.zero_grad()
         with frozen(self.network):
-            # Every loss hangs on its own trigger alone: the gradients are those of all in one pass, in bounded memory.
-            all_T = torch.arange(len(self.targets_T), device=self.network.device)
-            parts = [self._backward(rows_R, pixels_BCHW, labels_B) for rows_R in torch.split(all_T, at_once)]
+            rows = at_once(len(self.targets_T), pixels_BCHW)
+            parts = [self._backward(rows_R, pixels_BCHW, labels_B) for rows_R in rows]
         self._optimizer.step()
         if self.family == "mask" and self.max_size_T is None:
             self._works_T = EXPONENTIAL_AVERAGE * self._works_T + (1 - EXPONENTIAL_AVERAGE) * torch.cat(parts)
@@ -169,7 +167,7 @@ class Inversion:
         amount_R1HW, pattern_RCHW = (value[rows_R] for value in self._render())
         stamped_RBCHW = _stamp(self.family, amount_R1HW, pattern_RCHW, pixels_BCHW)
         logits_RBK = self.network(stamped_RBCHW.flatten(0, 1)).view(*stamped_RBCHW.shape[:2], -1)
-        loss_RB, hit_RB, counts_RB = _aim(logits_RBK, self.targets_T[rows_R], labels_B)
+        loss_RB, hit_RB, counts_RB = aim(logits_RBK, self.targets_T[rows_R], labels_B)
         number_R = counts_RB.sum(dim=1).clamp_min(1)
         loss_R = (loss_RB * counts_RB).sum(dim=1) / number_R
         if self.family == "mask":
@@ -261,13 +259,23 @@ def success(network: Network, triggers: Triggers, pixels_NCHW: Tensor, labels_N:
             hits, count = 0.0, 0.0
             for pixels_BCHW, labels_B in zip(batches_BCHW, batches_B, strict=True):
                 logits_1BK = network(triggers.stamp(pixels_BCHW.to(network.device), which)).unsqueeze(0)
-                _, hit_1B, counts_1B = _aim(logits_1BK, triggers.targets_T[which : which + 1], labels_B)
+                _, hit_1B, counts_1B = aim(logits_1BK, triggers.targets_T[which : which + 1], labels_B)
                 hits, count = hits + float((hit_1B * counts_1B).sum()), count + float(counts_1B.sum())
             shares.append(hits / max(count, 1.0))
     return torch.tensor(shares, dtype=torch.float64)
 
 
-def _aim(logits_TBK: Tensor, targets_T: Tensor, labels_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def at_once(num_triggers: int, pixels_BCHW: Tensor) -> Sequence[Tensor]:
+    """The rows of the triggers, in parts that go through the network together.
+
+    Every loss hangs on its own trigger alone: the gradients are those of all in one pass, in bounded memory.
+    """
+    device = pixels_BCHW.device
+    size = max(1, POSITIONS_AT_ONCE[device.type] // pixels_BCHW[:, 0].numel())
+    return torch.split(torch.arange(num_triggers, device=device), size)
+
+
+def aim(logits_TBK: Tensor, targets_T: Tensor, labels_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """What each trigger reaches on each image, all (T, B): the loss, 1 where it got there, 0 where none is asked to.
 
     The loss is -log p of the target, or -log(1 - p) of the label for a trigger that leads anywhere else.

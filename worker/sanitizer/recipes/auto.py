@@ -28,11 +28,19 @@ PRUNING_SHARE = 0.25
 UNLEARN_STEPS = 150
 LEAST_UNLEARN_STEPS = 300
 # The surer the verdict, the lighter the anchor and the larger the masks that are unlearnt: a trigger may be larger than
-# the mask that stands for it.
+# the mask that stands for it. Triggers that are random or depend on the image lead nowhere or anywhere: they work
+# against a backdoor whose class is not suspected, or that no mask stands for.
 SURE = Course(
-    anchor_weight=10.0, trigger_weight=3.0, patchwork=True, batch_size=64, search_batch=INVERSION_BATCH, reach=2.0
+    anchor_weight=25.0,
+    trigger_weight=6.0,
+    random_weight=10.0,
+    residual_weight=1.5,
+    patchwork=True,
+    batch_size=64,
+    search_batch=INVERSION_BATCH,
+    reach=2.0,
 )
-UNSURE = dataclasses.replace(SURE, anchor_weight=30.0, reach=1.0)
+UNSURE = dataclasses.replace(SURE, anchor_weight=30.0, trigger_weight=3.0, residual_weight=3.0, reach=1.0)
 # Of a search for masks on the network as it is.
 FRESH_STEPS = 100
 # The estimate at which a repair counts as done, and the one above which nothing was repaired.
@@ -99,9 +107,8 @@ def _repair(
 ) -> Outcome:
     """Unlearn the suspects, keep as much of the way as the budget allows, and go another round where it is not enough.
 
-    It is not enough where triggers of the suspects still work, or where the verdict is not sure of its suspects. The
-    second round is against triggers that lead anywhere too, from which a backdoor of an unsuspected class cannot hide;
-    it is taken back whole if the budget breaks.
+    It is not enough where triggers of the suspects still work. The second round is against masks that lead anywhere
+    too; it is taken back whole if the budget breaks.
     """
     network, mask = bench.network, outcome.mask
     sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"
@@ -117,7 +124,7 @@ def _repair(
     _unlearn(bench, _doubled(bench, suspicion), before, course, mask, phase="repair")
     share = walk_back(bench, start, snapshot(network), right_before_N, budget)
     estimate, rounds = _estimate(bench, outcome, suspicion), 1
-    if estimate.after > REPAIRED_AT or not sure:
+    if estimate.after > REPAIRED_AT:
         kept = snapshot(network)
         _unlearn_again(bench, findings, suspicion, before, course, mask)
         if is_finite(snapshot(network)) and within_budget(bench, right_before_N, budget):
