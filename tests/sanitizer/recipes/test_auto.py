@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from worker.sanitizer.recipes import RECIPES
+from worker.sanitizer.repair import snapshot
 from worker.sanitizer.spec import AccuracyBudget, FixedFraction, SanitizeSpec
 
 SHORT = {
@@ -17,6 +18,7 @@ SHORT = {
         "LEAST_UNLEARN_STEPS": 8,
         "ESTIMATE_STEPS": 4,
         "REPAIRED_AT": -1.0,
+        "ENOUGH_BETTER": 1e9,
     },
 }
 
@@ -46,6 +48,20 @@ def test_a_second_round_follows_where_the_estimate_is_too_high(shortened):
     assert names.index("repair") < names.index("repair_again")
     assert all(done == total for _, done, total in made.phases if total > 1)
     assert made.silent(outcome.mask)
+
+
+def test_a_second_round_that_brings_little_is_taken_back_whole(shortened, monkeypatch):
+    auto = importlib.import_module("worker.sanitizer.recipes.auto")
+    monkeypatch.setitem(SHORT["recipes.auto"], "ENOUGH_BETTER", -1.0)
+    first = []
+    again = auto._unlearn_again
+    monkeypatch.setattr(
+        auto, "_unlearn_again", lambda bench, *more: (first.append(snapshot(bench.network)), again(bench, *more))
+    )
+    outcome, made, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)))
+    assert outcome.repair.rounds == 1
+    assert "repair_again" in [name for name, _, _ in made.phases]
+    assert all(torch.equal(tensor, first[0][name]) for name, tensor in made.bench.network.tensors.items())
 
 
 def test_rounds_that_break_the_accuracy_budget_are_taken_back_whole(shortened):

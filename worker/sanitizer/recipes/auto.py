@@ -47,6 +47,9 @@ FRESH_STEPS = 100
 REPAIRED_AT = 0.10
 NOT_REPAIRED_AT = 0.5
 ESTIMATE_STEPS = 100
+# A second round must bring the estimate down to this share, or to a repair: it starts its searches anew, and what the
+# first one removed beside the suspects may come back.
+ENOUGH_BETTER = 0.5
 _REASONS: dict[RepairStatus, str] = {
     "repaired": "No synthesised trigger of the suspect's size works any more.",
     "partly_repaired": "Synthesised triggers work less often, and still too often.",
@@ -108,7 +111,7 @@ def _repair(
     """Unlearn the suspects, keep as much of the way as the budget allows, and go another round where it is not enough.
 
     It is not enough where triggers of the suspects still work. The second round is against masks that lead anywhere
-    too; it is taken back whole if the budget breaks.
+    too; it is taken back whole if the budget breaks, or if triggers work hardly less often.
     """
     network, mask = bench.network, outcome.mask
     sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"
@@ -121,14 +124,18 @@ def _repair(
     network.load(before)
     right_before_N = right(bench)
     network.load(start)
-    _unlearn(bench, _doubled(bench, suspicion), before, course, mask, phase="repair")
+    steps = max(LEAST_UNLEARN_STEPS, UNLEARN_STEPS * len({*suspicion.targets} - {ANYWHERE}))
+    _unlearn(bench, _doubled(bench, suspicion), before, course, mask, steps, phase="repair")
     share = walk_back(bench, start, snapshot(network), right_before_N, budget)
     estimate, rounds = _estimate(bench, outcome, suspicion), 1
     if estimate.after > REPAIRED_AT:
         kept = snapshot(network)
         _unlearn_again(bench, findings, suspicion, before, course, mask)
+        again = None
         if is_finite(snapshot(network)) and within_budget(bench, right_before_N, budget):
-            estimate, rounds = _estimate(bench, outcome, suspicion), 2
+            again = _estimate(bench, outcome, suspicion)
+        if again is not None and again.after <= max(REPAIRED_AT, ENOUGH_BETTER * estimate.after):
+            estimate, rounds = again, 2
         else:
             network.load(kept)
     status = _status(estimate)
@@ -157,14 +164,13 @@ def _unlearn_again(
     # The suspects' own triggers keep the weight that they had.
     weight = course.trigger_weight * len(again.triggers) / (len(again.triggers) - len(found))
     course = dataclasses.replace(course, trigger_weight=weight)
-    _unlearn(bench, again, before, course, mask, phase="repair_again")
+    _unlearn(bench, again, before, course, mask, LEAST_UNLEARN_STEPS, phase="repair_again")
 
 
 def _unlearn(
-    bench: Workbench, suspicion: Suspicion, anchor: Snapshot, course: Course, mask: Mask, *, phase: str
+    bench: Workbench, suspicion: Suspicion, anchor: Snapshot, course: Course, mask: Mask, steps: int, *, phase: str
 ) -> None:
     """Unlearn the suspects from where the network is."""
-    steps = max(LEAST_UNLEARN_STEPS, UNLEARN_STEPS * len({*suspicion.targets} - {ANYWHERE}))
     with bench.phase(phase, steps) as advance:
         unlearn(
             bench.network, bench.repair, suspicion.triggers, suspicion.bounds_T, course, anchor=anchor, steps=steps,
