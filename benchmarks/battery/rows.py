@@ -16,16 +16,20 @@ Row = dict[str, Any]
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Add one row in one write, so that several processes may share the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(row, sort_keys=True, allow_nan=False) + "\n"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         size = os.fstat(descriptor).st_size
         # A process that was killed while it wrote leaves half a line; the next row must not be glued to it.
         glued = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, ("\n" if glued else "").encode() + line.encode())
+        os.write(descriptor, (("\n" if glued else "") + line(row)).encode())
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """Return a row as it stands in the file."""
+    return json.dumps(row, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read(path: Path) -> list[Row]:
@@ -33,9 +37,9 @@ def read(path: Path) -> list[Row]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for text in path.read_text().splitlines():
         try:
-            row = json.loads(line)
+            row = json.loads(text)
         except json.JSONDecodeError:
             continue
         if isinstance(row, dict):

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from benchmarks import markdown
-from benchmarks.battery import attacks, provenance, reach
+from benchmarks.battery import attacks, provenance, reach, rows
 from benchmarks.battery.board import Board, Group, accuracy_lost, attack_success, clean, der, load, planted
 from benchmarks.battery.calibration import is_calibration
 from benchmarks.battery.catalogue import RATES, ModelConfig
@@ -41,12 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
         path = options.out / name
         path.write_text(write(board))
         print(path)
+    # The rows themselves, so that the pages can be checked, and a later night can go on, without this cache.
+    path = options.out / rows.FILE_NAME
+    path.write_text("".join(rows.line(row) for row in board.rows))
+    print(path)
     return 0
 
 
 def reach_page(board: Board) -> str:
     """Return the targets beside what was measured, and which backdoors survive."""
-    rows = [[line.what, line.wanted, line.measured, line.jobs, line.status] for line in reach.lines(board)]
+    lines = [[line.what, line.wanted, line.measured, line.jobs, line.status] for line in reach.lines(board)]
     survivors = [
         row
         for row in board.group("auto", lambda config: config.attack is not None).rows
@@ -62,7 +66,7 @@ def reach_page(board: Board) -> str:
         board,
         "Where not said otherwise: 500 clean images, 10 and 5 % poisoning, three seeds. `missed` is said as soon as "
         "the jobs that were judged miss the target; `reached` only when all of them were judged.",
-        _table(["what", "to reach", "measured", "jobs", "status"], rows),
+        _table(["what", "to reach", "measured", "jobs", "status"], lines),
         f"## Backdoors that survive `auto` (ASR above {_percent(SURVIVES)})\n",
         _table(["model", "seed", "ASR", "status", "verdict"], listed) if listed else "None of those judged.\n",
     )

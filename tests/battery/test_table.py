@@ -182,14 +182,18 @@ def test_every_page_is_written_with_where_its_figures_come_from(tmp_path, monkey
     monkeypatch.setattr(boards, "all_models", lambda: list(CONFIGS))
     board(tmp_path, row(attack_success_after=0.4), row(RARE), row(CLEAN, attack=None, verdict="clean", der=None))
     assert table.main(["--out", str(tmp_path / "results")]) == 0
-    pages = {path.name: path.read_text() for path in (tmp_path / "results").iterdir()}
+    pages = {path.name: path.read_text() for path in (tmp_path / "results").glob("*.md")}
     assert set(pages) == {"reach.md", "recipes.md", "attacks.md", "verdict.md"}
     assert all("a machine" in page and "2026-01-02" in page and "`abc`" in page for page in pages.values())
     assert f"| {PATCH.name} | 0 | 40.0 % | repaired | backdoored |" in pages["reach.md"]
     for page in pages.values():
         tables = [text.splitlines() for text in page.split("\n\n") if text.startswith("|")]
         assert all(len({each.count("|") for each in lines}) == 1 for lines in tables)
-    assert capsys.readouterr().out.count("\n") == 4
+    assert capsys.readouterr().out.count("\n") == 5
+    # The rows beside the pages write the same pages again.
+    monkeypatch.setenv("LUSTRATE_BATTERY_CACHE", str(tmp_path / "results"))
+    assert table.main(["--out", str(tmp_path / "again")]) == 0
+    assert pages == {path.name: path.read_text() for path in (tmp_path / "again").glob("*.md")}
 
 
 def test_without_judgements_there_is_no_table(tmp_path, monkeypatch, capsys):

@@ -94,6 +94,8 @@ def test_what_a_page_says_to_run_runs(page, tmp_path, monkeypatch, capsys):
             name = FILE_NAME.match(text)
             if name:
                 Path(name[1]).write_text(text)
+                # Another test's module of the same name must not stand in for it.
+                monkeypatch.delitem(sys.modules, Path(name[1]).stem, raising=False)
             if not name or "def " not in text:
                 exec(compile(text, page.name, "exec"), {"__name__": "page"})
             continue

@@ -58,7 +58,7 @@ class Course:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class Lesson:
     """Images of a training step, and what the network is taught to answer to them.
 
     Attributes:
@@ -159,25 +159,14 @@ def unlearn(
         pieced_BCHW = patchwork(pixels_BCHW, generator) if course.patchwork else pixels_BCHW
         with torch.no_grad():
             anchor_BK = network(pieced_BCHW, anchor).softmax(dim=1)
-        shown = [
-            Shown(pixels_BCHW, labels_weight=1.0, anchor_weight=0.0 if course.patchwork else course.anchor_weight),
-            Shown(
-                stamp_randomly(search.triggers(), pieced_BCHW, generator),
-                labels_weight=0.0 if course.patchwork else course.trigger_weight,
-                anchor_weight=course.trigger_weight if course.patchwork else 0.0,
-            ),
-        ]
-        if course.patchwork:
-            shown.append(Shown(pieced_BCHW, anchor_weight=course.anchor_weight))
-        if course.random_weight:
-            shown.append(Shown(disturb(pieced_BCHW, generator), anchor_weight=course.random_weight))
+        lessons = _lessons(course, pixels_BCHW, pieced_BCHW, search.triggers(), generator)
         if residual is not None:
             residual.step(*few)
-            shown.append(Shown(residual.stamp_randomly(pieced_BCHW), anchor_weight=course.residual_weight))
+            lessons.append(Lesson(residual.stamp_randomly(pieced_BCHW), anchor_weight=course.residual_weight))
         optimizer.zero_grad()
         # Small batches cost more than their share; large images go through by themselves, for the sake of memory.
-        for rows in at_once(len(shown), pixels_BCHW):
-            part = [shown[row] for row in rows.tolist()]
+        for rows in at_once(len(lessons), pixels_BCHW):
+            part = [lessons[row] for row in rows.tolist()]
             logits = torch.split(network(torch.cat([one.pixels_BCHW for one in part])), len(pixels_BCHW))
             losses = [one.loss(logits_BK, labels_B, anchor_BK) for one, logits_BK in zip(part, logits, strict=True)]
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
@@ -187,6 +176,25 @@ def unlearn(
             masks.silence(network, mask)
         advance(1)
     optimizer.zero_grad()
+
+
+def _lessons(
+    course: Course, pixels_BCHW: Tensor, pieced_BCHW: Tensor, triggers: Triggers, generator: torch.Generator
+) -> list[Lesson]:
+    stamped_BCHW = stamp_randomly(triggers, pieced_BCHW, generator)
+    if not course.patchwork:
+        return [
+            Lesson(pixels_BCHW, labels_weight=1.0, anchor_weight=course.anchor_weight),
+            Lesson(stamped_BCHW, labels_weight=course.trigger_weight),
+        ]
+    lessons = [
+        Lesson(pixels_BCHW, labels_weight=1.0),
+        Lesson(stamped_BCHW, anchor_weight=course.trigger_weight),
+        Lesson(pieced_BCHW, anchor_weight=course.anchor_weight),
+    ]
+    if course.random_weight:
+        lessons.append(Lesson(disturb(pieced_BCHW, generator), anchor_weight=course.random_weight))
+    return lessons
 
 
 def stamp_randomly(triggers: Triggers, pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,16 +1,19 @@
 """The order of the default recipe: a second round where one is not enough, and nothing kept that breaks a budget."""
 
+import dataclasses
 import importlib
 
 import pytest
 import torch
 
+from worker.sanitizer import verdict as verdicts
 from worker.sanitizer.recipes import RECIPES
 from worker.sanitizer.repair import snapshot
+from worker.sanitizer.report import SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget, FixedFraction, SanitizeSpec
 
 SHORT = {
-    "verdict": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5, "SUSPICIOUS_STRENGTH": -100.0, "BACKDOORED_STRENGTH": 100.0},
+    "verdict": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5, "HALF_OPEN_STEPS": 10},
     "recipes.trials": {"TRIAL_STEPS": 4},
     "recipes.auto": {
         "FRESH_STEPS": 4,
@@ -18,16 +21,19 @@ SHORT = {
         "LEAST_UNLEARN_STEPS": 8,
         "ESTIMATE_STEPS": 4,
         "REPAIRED_AT": -1.0,
-        "ENOUGH_BETTER": 1e9,
     },
 }
 
 
 @pytest.fixture
 def shortened(suspect, monkeypatch):
-    """Run `auto`, shortened, on a suspect that is never judged clean nor called repaired."""
+    """Run `auto`, shortened, on a suspect that is judged as asked for and never called repaired."""
 
-    def run(spec, **changes):
+    def run(spec, *, judged="backdoored", **changes):
+        def judge(*arguments):
+            return dataclasses.replace(verdicts.judge(*arguments), verdict=judged)
+
+        monkeypatch.setattr(importlib.import_module("worker.sanitizer.recipes.auto"), "judge", judge)
         for module, values in SHORT.items():
             for name, value in values.items():
                 monkeypatch.setattr(importlib.import_module(f"worker.sanitizer.{module}"), name, value)
@@ -42,7 +48,7 @@ def shortened(suspect, monkeypatch):
 
 def test_a_second_round_follows_where_the_estimate_is_too_high(shortened):
     outcome, made, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)))
-    assert outcome.verdict.verdict == "suspicious"
+    assert outcome.verdict.verdict == "backdoored"
     assert outcome.repair.rounds == 2
     names = [name for name, _, _ in made.phases]
     assert names.index("repair") < names.index("repair_again")
@@ -50,18 +56,28 @@ def test_a_second_round_follows_where_the_estimate_is_too_high(shortened):
     assert made.silent(outcome.mask)
 
 
-def test_a_second_round_that_brings_little_is_taken_back_whole(shortened, monkeypatch):
+@pytest.mark.parametrize(("left", "rounds"), [(0.3, 1), (0.2, 2)])
+def test_a_second_round_that_brings_little_is_taken_back_whole(shortened, monkeypatch, left, rounds):
     auto = importlib.import_module("worker.sanitizer.recipes.auto")
-    monkeypatch.setitem(SHORT["recipes.auto"], "ENOUGH_BETTER", -1.0)
-    first = []
+    first, estimates = [], iter([0.4, left])
     again = auto._unlearn_again
     monkeypatch.setattr(
         auto, "_unlearn_again", lambda bench, *more: (first.append(snapshot(bench.network)), again(bench, *more))
     )
+    monkeypatch.setattr(
+        auto, "_estimate", lambda *_: SyntheticAttackSuccess(before=1.0, after=next(estimates), num_triggers=1)
+    )
     outcome, made, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)))
+    assert outcome.repair.rounds == rounds
+    assert outcome.estimate.after == (0.4 if rounds == 1 else left)
+    unchanged = all(torch.equal(tensor, first[0][name]) for name, tensor in made.bench.network.tensors.items())
+    assert unchanged == (rounds == 1)
+
+
+def test_no_second_round_follows_where_the_verdict_is_not_sure(shortened):
+    outcome, made, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged="suspicious")
     assert outcome.repair.rounds == 1
-    assert "repair_again" in [name for name, _, _ in made.phases]
-    assert all(torch.equal(tensor, first[0][name]) for name, tensor in made.bench.network.tensors.items())
+    assert "repair_again" not in [name for name, _, _ in made.phases]
 
 
 def test_rounds_that_break_the_accuracy_budget_are_taken_back_whole(shortened):

@@ -110,8 +110,9 @@ def _repair(
 ) -> Outcome:
     """Unlearn the suspects, keep as much of the way as the budget allows, and go another round where it is not enough.
 
-    It is not enough where triggers of the suspects still work. The second round is against masks that lead anywhere
-    too; it is taken back whole if the budget breaks, or if triggers work hardly less often.
+    It is not enough where the verdict is sure of its suspects and their triggers still work: of classes that are not
+    surely targets they may be natural features, which no round removes. The second round is against masks that lead
+    anywhere too; it is taken back whole if the budget breaks, or if triggers work hardly less often.
     """
     network, mask = bench.network, outcome.mask
     sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"
@@ -128,7 +129,7 @@ def _repair(
     _unlearn(bench, _doubled(bench, suspicion), before, course, mask, steps, phase="repair")
     share = walk_back(bench, start, snapshot(network), right_before_N, budget)
     estimate, rounds = _estimate(bench, outcome, suspicion), 1
-    if estimate.after > REPAIRED_AT:
+    if sure and estimate.after > REPAIRED_AT:
         kept = snapshot(network)
         _unlearn_again(bench, findings, suspicion, before, course, mask)
         again = None
