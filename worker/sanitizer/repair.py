@@ -42,7 +42,6 @@ class Course:
             suspect's answers, or on the clean ones, by their labels.
         batch_size: B.
         search_batch: Images of a step of the search.
-        reach: How many times their bounds the masks may grow.
         random_weight: r of patchworks under random triggers.
         residual_weight: q of patchworks under triggers that depend on the image.
     """
@@ -52,7 +51,6 @@ class Course:
     patchwork: bool
     batch_size: int
     search_batch: int
-    reach: float = 1.0
     random_weight: float = 0.0
     residual_weight: float = 0.0
 
@@ -121,7 +119,7 @@ def unlearn(
         network: Changed in place.
         images: Clean labelled images.
         start: Masks to begin with, T of them.
-        max_size_T: Bounds of their ℓ1 norms, in pixels, which `course.reach` widens.
+        max_size_T: Bounds of their ℓ1 norms, in pixels.
         course: The weights and the sizes of the batches.
         anchor: The tensors of f₀.
         steps: Gradient steps.
@@ -134,7 +132,7 @@ def unlearn(
         start.targets_T.tolist(),
         family="mask",
         shape_CHW=tuple(images.pixels_NCHW.shape[1:]),
-        max_size_T=course.reach * max_size_T,
+        max_size_T=max_size_T,
         start=start,
         generator=generator,
     )

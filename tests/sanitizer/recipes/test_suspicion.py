@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from worker.sanitizer.recipes.suspicion import bounds, suspect
+from worker.sanitizer.recipes.suspicion import Suspicion, bounds, suspect
 from worker.sanitizer.report import Verdict
 from worker.sanitizer.trigger import ANYWHERE, Triggers
 from worker.sanitizer.verdict import Candidate
@@ -72,3 +72,20 @@ def test_a_small_mask_may_grow_threefold_a_large_one_by_half_and_a_tiny_one_to_a
         torch.zeros(5, 1, 28, 28),
     )
     assert bounds(triggers).tolist() == pytest.approx([12.25, 15.0, 49.0, 60.0, 90.0])
+
+
+@pytest.mark.parametrize(
+    ("targets", "sure", "factors"),
+    [
+        ([3, 5, 6], True, [2.0, 2.0, 2.0]),
+        ([3, 5, 6], False, [2.0, 1.0, 1.0]),
+        ([3, ANYWHERE], True, [1.0, 1.0]),
+        ([3, ANYWHERE], False, [1.0, 1.0]),
+    ],
+)
+def test_what_is_unlearnt_may_be_twice_as_large_for_sure_classes_or_else_the_strongest(targets, sure, factors):
+    suspicion = Suspicion(masks(targets), torch.full((len(targets),), 40.0))
+    widened = suspicion.widened(sure=sure)
+    assert widened.bounds_T.tolist() == [40.0 * factor for factor in factors]
+    assert widened.targets == targets
+    assert suspicion.bounds_T.tolist() == [40.0] * len(targets)

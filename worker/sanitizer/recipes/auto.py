@@ -27,9 +27,8 @@ PRUNING_SHARE = 0.25
 # Gradient steps of a round for each suspected class, at least so many.
 UNLEARN_STEPS = 150
 LEAST_UNLEARN_STEPS = 300
-# The surer the verdict, the lighter the anchor and the larger the masks that are unlearnt: a trigger may be larger than
-# the mask that stands for it. Triggers that are random or depend on the image lead nowhere or anywhere: they work
-# against a backdoor whose class is not suspected, or that no mask stands for.
+# The surer the verdict, the lighter the anchor and the heavier the masks. Triggers that are random or depend on the
+# image lead nowhere or anywhere: they work against a backdoor whose class is not suspected, or that no mask stands for.
 SURE = Course(
     anchor_weight=25.0,
     trigger_weight=6.0,
@@ -38,9 +37,8 @@ SURE = Course(
     patchwork=True,
     batch_size=64,
     search_batch=INVERSION_BATCH,
-    reach=2.0,
 )
-UNSURE = dataclasses.replace(SURE, anchor_weight=30.0, trigger_weight=3.0, residual_weight=3.0, reach=1.0)
+UNSURE = dataclasses.replace(SURE, anchor_weight=30.0, trigger_weight=2.0, random_weight=20.0, residual_weight=3.0)
 # Of a search for masks on the network as it is.
 FRESH_STEPS = 100
 # The estimate at which a repair counts as done, and the one above which nothing was repaired.
@@ -117,21 +115,19 @@ def _repair(
     network, mask = bench.network, outcome.mask
     sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"
     course = SURE if sure else UNSURE
-    if ANYWHERE in suspicion.targets:
-        # Its mask leads away from every label: a larger one is what an object looks like.
-        course = dataclasses.replace(course, reach=1.0)
+    taught = suspicion.widened(sure=sure)
     accuracy_pruned = _select_accuracy(bench)
     start = snapshot(network)
     network.load(before)
     right_before_N = right(bench)
     network.load(start)
     steps = max(LEAST_UNLEARN_STEPS, UNLEARN_STEPS * len({*suspicion.targets} - {ANYWHERE}))
-    _unlearn(bench, _doubled(bench, suspicion), before, course, mask, steps, phase="repair")
+    _unlearn(bench, _doubled(bench, taught), before, course, mask, steps, phase="repair")
     share = walk_back(bench, start, snapshot(network), right_before_N, budget)
     estimate, rounds = _estimate(bench, outcome, suspicion), 1
     if sure and estimate.after > REPAIRED_AT:
         kept = snapshot(network)
-        _unlearn_again(bench, findings, suspicion, before, course, mask)
+        _unlearn_again(bench, findings, taught, before, course, mask)
         again = None
         if is_finite(snapshot(network)) and within_budget(bench, right_before_N, budget):
             again = _estimate(bench, outcome, suspicion)

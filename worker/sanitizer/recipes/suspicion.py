@@ -25,6 +25,9 @@ GROWTH = 3.0
 LEAST_GROWTH = 1.5
 MIN_IMAGE_SHARE = 1 / 64
 MAX_IMAGE_SHARE = 1 / 16
+# What is unlearnt may be so many times larger still, of the classes that the verdict is sure of or else of the
+# strongest: a trigger may be larger than the mask that stands for it.
+REACH = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,17 @@ class Suspicion:
         targets: list[int] = self.triggers.targets_T.tolist()
         return targets
 
+    def widened(self, *, sure: bool) -> Suspicion:
+        """With the bounds of what is unlearnt: `REACH` times those of all where the verdict is sure, else of the first.
+
+        Not where one of them leads anywhere: a mask that is larger yet is what an object looks like.
+        """
+        if ANYWHERE in self.targets:
+            return self
+        bounds_T = self.bounds_T.clone()
+        bounds_T[: None if sure else 1] *= REACH
+        return Suspicion(self.triggers, bounds_T)
+
     def join(self, triggers: Triggers, bounds_T: torch.Tensor) -> Suspicion:
         """With more masks."""
         return Suspicion(self.triggers.join(triggers), torch.cat([self.bounds_T, bounds_T]))
@@ -58,7 +72,10 @@ def bounds(triggers: Triggers) -> torch.Tensor:
 
 
 def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
-    """The classes that the verdict is sure of, else the strongest and those it names; cheap ones; anywhere if tried."""
+    """The classes that the verdict is sure of, else the strongest and those it names; cheap ones; anywhere if tried.
+
+    The strongest of them comes first.
+    """
     strength_T, relief_T = strength(candidates), relief(candidates)
     classes = [row for row, one in enumerate(candidates) if one.target != ANYWHERE]
     classes.sort(key=lambda row: -float(strength_T[row]))
