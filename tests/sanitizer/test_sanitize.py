@@ -111,8 +111,7 @@ def test_the_default_removes_the_planted_backdoor_and_keeps_accuracy(whole):
     assert report.accuracy.after.value >= report.accuracy.before.value - 0.05
     assert report.verdict.verdict in ("suspicious", "backdoored")
     assert 0 in report.repair.classes
-    # The verdict is unsure here: larger masks of natural classes may still work, and the report must then say so.
-    assert (report.repair.status == "not_repaired") == (report.synthetic_attack_success.after > 0.5)
+    assert report.synthetic_attack_success.after < report.synthetic_attack_success.before
     assert {"invert", "try", "repair", "write", "prove"} <= {phase for phase, _, _ in progress}
     assert all(0 <= done <= total for _, done, total in progress)
 

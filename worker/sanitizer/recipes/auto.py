@@ -38,7 +38,7 @@ SURE = Course(
     batch_size=64,
     search_batch=INVERSION_BATCH,
 )
-UNSURE = dataclasses.replace(SURE, anchor_weight=30.0, trigger_weight=2.0, random_weight=20.0, residual_weight=3.0)
+UNSURE = dataclasses.replace(SURE, anchor_weight=30.0, trigger_weight=3.0, residual_weight=3.0)
 # Of a search for masks on the network as it is.
 FRESH_STEPS = 100
 # The estimate at which a repair counts as done, and the one above which nothing was repaired.
