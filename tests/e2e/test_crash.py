@@ -6,8 +6,8 @@ import pytest
 from tests.e2e.conftest import Bundle, assert_delivered, wait_until
 
 LEASE_SECONDS = 3
-# Takes some ten seconds, most of them in steps that tell their progress: time enough to be killed in the middle.
-RECIPE = "paper"
+# Takes seconds, most of them in steps that tell their progress: time enough to be killed in the middle.
+SPEC = {"recipe": "prune", "inputs": "clean"}
 
 
 @pytest.fixture(params=["embedded", "production"])
@@ -22,7 +22,7 @@ def stack(request, make_stack):
 def test_a_worker_killed_in_mid_job_costs_an_attempt_and_the_job_ends_once(stack, tmp_path):
     client = stack.client
     bundle = Bundle(client)
-    job_id = bundle.submit(recipe=RECIPE)
+    job_id = bundle.submit(**SPEC)
     wait_until(lambda: (client.job(job_id)["progress"] or {}).get("done"), 90, "progress")
 
     worker = psutil.Process(stack.processes["worker"].pid)
@@ -47,7 +47,7 @@ def test_a_worker_killed_in_mid_job_costs_an_attempt_and_the_job_ends_once(stack
 def test_a_worker_told_to_stop_hands_its_job_back_and_no_attempt_is_lost(stack):
     client = stack.client
     bundle = Bundle(client)
-    job_id = bundle.submit(recipe=RECIPE)
+    job_id = bundle.submit(**SPEC)
     wait_until(lambda: (client.job(job_id)["progress"] or {}).get("done"), 90, "progress")
 
     worker = stack.processes.pop("worker")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,10 +60,8 @@ def _in_program(member: str) -> Callable[[bytes], bytes]:
 
 
 def _parquet_seeds() -> list[bytes]:
-    try:
-        from tests.sanitizer.test_dataset_parquet import table, written  # noqa: PLC0415
-    except ImportError:
-        return []
+    from tests.sanitizer.test_dataset_parquet import table, written  # noqa: PLC0415 - needs an extra
+
     return [written(table(), compression="none"), written(table(), compression="snappy", use_dictionary=False)]
 
 
@@ -86,7 +85,7 @@ def _pages(data: bytes, _: Path) -> object:
 
 @functools.cache
 def targets() -> dict[str, Target]:
-    """All of them by name."""
+    """All that can be made here, by name; their seeds are made when they are asked for."""
     zips = [arrays.class_zip(count=1), npz(images=IMAGES[:2], labels=LABELS[:2]), torch_bytes()]
     found = [
         Target("archive", lambda: zips, lambda data, _: archives.read_directory(io.BytesIO(data), len(data))),
@@ -109,7 +108,8 @@ def targets() -> dict[str, Target]:
                lambda data, _: pictures.decode(data, "picture")),
         Target("metadata", lambda: [b"\0file_name,label\na.png,cat\n", b'\xff{"file_name": "a.png", "label": 3}\n'],
                _table),
-        Target("parquet", _parquet_seeds, _read_file(dataset.read)),
-        Target("parquet-pages", lambda: [seed[4:400] for seed in _parquet_seeds()], _pages),
     ]  # fmt: skip
-    return {target.name: target for target in found if target.seeds()}
+    if importlib.util.find_spec("pyarrow") is not None:
+        pages = Target("parquet-pages", lambda: [seed[4:400] for seed in _parquet_seeds()], _pages)
+        found += [Target("parquet", _parquet_seeds, _read_file(dataset.read)), pages]
+    return {target.name: target for target in found}

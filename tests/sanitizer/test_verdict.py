@@ -4,8 +4,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from worker.sanitizer import verdict as verdicts
+from worker.sanitizer.case import Images
+from worker.sanitizer.network import from_module
+from worker.sanitizer.spec import InputSpec
 from worker.sanitizer.trigger import ANYWHERE, Triggers
 from worker.sanitizer.verdict import Candidate, Findings, inspect, judge, num_steps, relief, strength
 
@@ -141,3 +145,35 @@ def test_inspecting_leaves_the_network_alone_and_advances_as_often_as_it_says(su
     assert len(found.triggers) == len(found.size) == len(found.destination) == len(found.perturbation_success) == 4
     assert found.anywhere.targets_T.tolist() == [ANYWHERE]
     assert float(found.destination.sum()) == pytest.approx(1.0)
+
+
+def test_a_radius_at_which_every_class_is_reached_shrinks_until_one_stands_out(monkeypatch):
+    for name in ("MASK_STEPS", "HALF_OPEN_STEPS"):
+        monkeypatch.setattr(verdicts, name, 1)
+    network, images = linear(sensitive_to=2)
+
+    def ease():
+        return inspect(network, images, images, 6, generator=torch.Generator().manual_seed(0)).ease.tolist()
+
+    assert max(range(6), key=ease().__getitem__) == 2
+    assert ease()[2] > 2
+    monkeypatch.setattr(verdicts, "MAX_SHRINKS", 0)
+    assert max(ease()) < 0.1
+
+
+def linear(*, sensitive_to, num_classes=6, side=16, distance=0.5):
+    """A network of one filter for each class, all orthonormal but one that is thrice as long, and images of it."""
+    generator = torch.Generator().manual_seed(3)
+    filters_KP, _ = torch.linalg.qr(torch.randn(side * side, num_classes, generator=generator))
+    filters_KP = filters_KP.T.contiguous()
+    labels_N = torch.arange(60) % num_classes
+    pixels_NP = 0.5 + distance * filters_KP[labels_N]
+    scale_K1 = torch.ones(num_classes, 1)
+    scale_K1[sensitive_to] = 3.0
+    module = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Flatten(), nn.Linear(side * side, num_classes))
+    with torch.no_grad():
+        module[0].weight.fill_(1.0)
+        module[2].weight.copy_(20 * scale_K1 * filters_KP)
+        module[2].bias.copy_(-0.5 * module[2].weight.sum(dim=1))  # grey is no class's
+    spec = InputSpec(height=side, width=side, mean=(0.0,), std=(1.0,))
+    return from_module(module, spec), Images(pixels_NP.view(-1, 1, side, side), labels_N)

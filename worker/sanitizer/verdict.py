@@ -34,6 +34,11 @@ HALF_OPEN_BATCH = 8
 NUM_ANYWHERE = 8
 # Per root of the number of input values: an image of 28 x 28 gets an ℓ2 radius of 1.5.
 RADIUS_PER_ROOT = 1.5 / 28
+# Where the median class is reached from more than this share of the images no class can stand out by it: the radius
+# shrinks, so many times at most. Enlarged digits, which a small network reads from few pixels, need it.
+SATURATED = 0.9
+SHRINKING = 2 / 3
+MAX_SHRINKS = 4
 # Success rates are kept this far from 0 and 1 before their logit is taken.
 LOGIT_MARGIN = 0.01
 # With more classes than this a short search for additive perturbations picks those that are looked at closely.
@@ -128,10 +133,10 @@ def inspect(
 ) -> Findings:
     """Invert the suspect for every class (or the most reachable twenty) and for none; it is left unchanged."""
     pixels_NCHW, labels_N = images.pixels_NCHW, images.labels
-    radius = RADIUS_PER_ROOT * math.sqrt(pixels_NCHW[0].numel())
     classes = list(range(num_classes))
     if num_classes > MAX_CLASSES_INVERTED:
-        classes = _screen(network, images, select, classes, radius, generator)
+        reached = _reached(network, images, select, classes, steps=SCREENING_STEPS, generator=generator)
+        classes = sorted(reached.argsort(descending=True, stable=True)[:MAX_CLASSES_INVERTED].tolist())
     restarts = max(1, NUM_CLASS_SEARCHES // len(classes))
     found = synthesise(
         network, pixels_NCHW, labels_N, [*[ANYWHERE] * NUM_ANYWHERE, *classes * restarts], family="mask",
@@ -141,10 +146,7 @@ def inspect(
         network, pixels_NCHW, labels_N, classes * max(1, NUM_HALF_OPEN // len(classes)), family="mask",
         steps=HALF_OPEN_STEPS, batch_size=HALF_OPEN_BATCH, half_open=True, generator=generator, advance=advance,
     )  # fmt: skip
-    perturbations = synthesise(
-        network, pixels_NCHW, labels_N, classes, family="l2", steps=PERTURBATION_STEPS, batch_size=INVERSION_BATCH,
-        radius=radius, generator=generator, advance=advance,
-    )  # fmt: skip
+    reached = _reached(network, images, select, classes, steps=PERTURBATION_STEPS, generator=generator, advance=advance)
     anywhere = found.take(range(NUM_ANYWHERE))
     to_classes = found.take(range(NUM_ANYWHERE, len(found))).join(half_open)
     size_T = to_classes.size().double().cpu()
@@ -155,7 +157,7 @@ def inspect(
         size_T[best_K],
         anywhere.take([int(anywhere.size().argmin())]),
         _destination(network, anywhere, images, classes),
-        success(network, perturbations, select.pixels_NCHW, select.labels),
+        reached,
     )
 
 
@@ -277,21 +279,33 @@ def _destination(network: Network, anywhere: Triggers, images: Images, classes: 
     return counts / max(len(ended), MIN_LED_SHARE * len(images) * len(anywhere))
 
 
-def _screen(
+def _reached(
     network: Network,
     images: Images,
     select: Images,
-    classes: list[int],
-    radius: float,
+    classes: Sequence[int],
+    *,
+    steps: int,
     generator: torch.Generator,
-) -> list[int]:
-    """The classes that a short search reaches best, in their own order."""
-    shares = []
-    for start in range(0, len(classes), MAX_CLASSES_INVERTED):
+    advance: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """From which share of the images an ℓ2-bounded perturbation leads to each class, (K,): not saturated if possible.
+
+    `advance` is called with 1 after each step at the first radius.
+    """
+    radius = RADIUS_PER_ROOT * math.sqrt(images.pixels_NCHW[0].numel())
+
+    def search(some: Sequence[int]) -> Tensor:
         found = synthesise(
-            network, images.pixels_NCHW, images.labels, classes[start : start + MAX_CLASSES_INVERTED], family="l2",
-            steps=SCREENING_STEPS, batch_size=INVERSION_BATCH, radius=radius, generator=generator,
+            network, images.pixels_NCHW, images.labels, some, family="l2", steps=steps, batch_size=INVERSION_BATCH,
+            radius=radius, generator=generator, advance=advance,
         )  # fmt: skip
-        shares.append(success(network, found, select.pixels_NCHW, select.labels))
-    best = torch.cat(shares).argsort(descending=True, stable=True)[:MAX_CLASSES_INVERTED]
-    return sorted(best.tolist())
+        return success(network, found, select.pixels_NCHW, select.labels)
+
+    starts = range(0, len(classes), MAX_CLASSES_INVERTED)
+    for _ in range(MAX_SHRINKS + 1):
+        reached = torch.cat([search(classes[start : start + MAX_CLASSES_INVERTED]) for start in starts])
+        if float(reached.quantile(0.5)) <= SATURATED:
+            break
+        radius, advance = SHRINKING * radius, lambda _: None
+    return reached
