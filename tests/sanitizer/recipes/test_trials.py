@@ -17,6 +17,7 @@ verdict = importlib.import_module("worker.sanitizer.verdict")
 def costs(suspect, monkeypatch):
     """The cost of each target tried on a fresh suspect, and whether the network was left as it was."""
     monkeypatch.setattr(verdict, "PERTURBATION_STEPS", 5)
+    monkeypatch.setattr(verdict, "HALF_OPEN_STEPS", 20)
 
     def run(num_trials, *, mask_steps=20, trial_steps=4):
         monkeypatch.setattr(verdict, "MASK_STEPS", mask_steps)
