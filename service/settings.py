@@ -31,7 +31,7 @@ class Settings:
     lease_seconds: float = 30.0
     reap_seconds: float = 5.0
     max_attempts: int = 3
-    job_deadline_seconds: float = 3600.0
+    job_deadline_seconds: float = 4 * 3600.0
     job_memory_bytes: int = 8 * GIB
     job_threads: int = 0
     # Protections of a job's process without which a worker does not start; worker/sandbox.py has their names.
@@ -77,7 +77,7 @@ class Settings:
             lease_seconds=_number(values, "LUSTRATE_LEASE_SECONDS", 30.0),
             reap_seconds=_number(values, "LUSTRATE_REAP_SECONDS", 5.0),
             max_attempts=_integer(values, "LUSTRATE_MAX_ATTEMPTS", 3),
-            job_deadline_seconds=_number(values, "LUSTRATE_JOB_DEADLINE_SECONDS", 3600.0),
+            job_deadline_seconds=_number(values, "LUSTRATE_JOB_DEADLINE_SECONDS", 4 * 3600.0),
             job_memory_bytes=_integer(values, "LUSTRATE_JOB_MEMORY_BYTES", 8 * GIB),
             job_threads=_integer(values, "LUSTRATE_JOB_THREADS", 0),
             require_protections=tuple(
