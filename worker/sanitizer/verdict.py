@@ -60,6 +60,10 @@ BACKDOORED_STRENGTH = 0.75
 SUSPICIOUS_STRENGTH = 0.25
 # The ease's logit spreads over twice the range of the other two statistics.
 EASE_SCALE = 0.5
+# By so much of ease, twice what makes a verdict sure, and from so many of the images a class is reached like no other,
+# whatever the other statistics say.
+STANDS_OUT = 2 * BACKDOORED_STRENGTH / EASE_SCALE
+STANDS_OUT_SHARE = 0.5
 # A class whose mask is smaller than the median class's by this logarithm is always looked at closely.
 PROMINENT = 0.6
 # Two statistics must speak for a target by at least this.
@@ -99,8 +103,7 @@ class Findings:
     @property
     def ease(self) -> Tensor:
         """The logit of the perturbation's success against the median class's."""
-        ease = self.perturbation_success.clamp(LOGIT_MARGIN, 1 - LOGIT_MARGIN).logit()
-        return ease - ease.quantile(0.5)
+        return _against_median(self.perturbation_success)
 
     @property
     def leads_anywhere(self) -> bool:
@@ -135,8 +138,8 @@ def inspect(
     pixels_NCHW, labels_N = images.pixels_NCHW, images.labels
     classes = list(range(num_classes))
     if num_classes > MAX_CLASSES_INVERTED:
-        reached = _reached(network, images, select, classes, steps=SCREENING_STEPS, generator=generator)
-        classes = sorted(reached.argsort(descending=True, stable=True)[:MAX_CLASSES_INVERTED].tolist())
+        share_K = reached(network, images, select, classes, steps=SCREENING_STEPS, generator=generator)
+        classes = sorted(share_K.argsort(descending=True, stable=True)[:MAX_CLASSES_INVERTED].tolist())
     restarts = max(1, NUM_CLASS_SEARCHES // len(classes))
     found = synthesise(
         network, pixels_NCHW, labels_N, [*[ANYWHERE] * NUM_ANYWHERE, *classes * restarts], family="mask",
@@ -146,7 +149,7 @@ def inspect(
         network, pixels_NCHW, labels_N, classes * max(1, NUM_HALF_OPEN // len(classes)), family="mask",
         steps=HALF_OPEN_STEPS, batch_size=HALF_OPEN_BATCH, half_open=True, generator=generator, advance=advance,
     )  # fmt: skip
-    reached = _reached(network, images, select, classes, steps=PERTURBATION_STEPS, generator=generator, advance=advance)
+    share_K = reached(network, images, select, classes, steps=PERTURBATION_STEPS, generator=generator, advance=advance)
     anywhere = found.take(range(NUM_ANYWHERE))
     to_classes = found.take(range(NUM_ANYWHERE, len(found))).join(half_open)
     size_T = to_classes.size().double().cpu()
@@ -157,13 +160,57 @@ def inspect(
         size_T[best_K],
         anywhere.take([int(anywhere.size().argmin())]),
         _destination(network, anywhere, images, classes),
-        reached,
+        share_K,
     )
 
 
 def num_steps() -> int:
     """How often `inspect` calls `advance`."""
     return MASK_STEPS + HALF_OPEN_STEPS + PERTURBATION_STEPS
+
+
+def reached(
+    network: Network,
+    images: Images,
+    select: Images,
+    classes: Sequence[int],
+    *,
+    steps: int = PERTURBATION_STEPS,
+    generator: torch.Generator,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """From which share of the images an ℓ2-bounded perturbation leads to each class, (K,): not saturated if possible.
+
+    `advance` is called with 1 after each step at the first radius.
+    """
+    radius = RADIUS_PER_ROOT * math.sqrt(images.pixels_NCHW[0].numel())
+
+    def search(some: Sequence[int]) -> Tensor:
+        found = synthesise(
+            network, images.pixels_NCHW, images.labels, some, family="l2", steps=steps, batch_size=INVERSION_BATCH,
+            radius=radius, generator=generator, advance=advance,
+        )  # fmt: skip
+        return success(network, found, select.pixels_NCHW, select.labels)
+
+    starts = range(0, len(classes), MAX_CLASSES_INVERTED)
+    for _ in range(MAX_SHRINKS + 1):
+        share_K = torch.cat([search(classes[start : start + MAX_CLASSES_INVERTED]) for start in starts])
+        if float(share_K.quantile(0.5)) <= SATURATED:
+            break
+        radius, advance = SHRINKING * radius, lambda _: None
+    return share_K
+
+
+def standing_out(
+    network: Network, images: Images, select: Images, classes: Sequence[int], *, generator: torch.Generator
+) -> list[int]:
+    """The classes that a faint change of the whole image reaches as no other.
+
+    It needs no suspect: where a class stands out of a repaired network, what was unlearnt was something else.
+    """
+    share_K = reached(network, images, select, classes, generator=generator)
+    out_K = (_against_median(share_K) > STANDS_OUT) & (share_K > STANDS_OUT_SHARE)
+    return [classes[row] for row in out_K.nonzero().flatten().tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,33 +326,6 @@ def _destination(network: Network, anywhere: Triggers, images: Images, classes: 
     return counts / max(len(ended), MIN_LED_SHARE * len(images) * len(anywhere))
 
 
-def _reached(
-    network: Network,
-    images: Images,
-    select: Images,
-    classes: Sequence[int],
-    *,
-    steps: int,
-    generator: torch.Generator,
-    advance: Callable[[int], None] = lambda _: None,
-) -> Tensor:
-    """From which share of the images an ℓ2-bounded perturbation leads to each class, (K,): not saturated if possible.
-
-    `advance` is called with 1 after each step at the first radius.
-    """
-    radius = RADIUS_PER_ROOT * math.sqrt(images.pixels_NCHW[0].numel())
-
-    def search(some: Sequence[int]) -> Tensor:
-        found = synthesise(
-            network, images.pixels_NCHW, images.labels, some, family="l2", steps=steps, batch_size=INVERSION_BATCH,
-            radius=radius, generator=generator, advance=advance,
-        )  # fmt: skip
-        return success(network, found, select.pixels_NCHW, select.labels)
-
-    starts = range(0, len(classes), MAX_CLASSES_INVERTED)
-    for _ in range(MAX_SHRINKS + 1):
-        reached = torch.cat([search(classes[start : start + MAX_CLASSES_INVERTED]) for start in starts])
-        if float(reached.quantile(0.5)) <= SATURATED:
-            break
-        radius, advance = SHRINKING * radius, lambda _: None
-    return reached
+def _against_median(share_K: Tensor) -> Tensor:
+    logit_K = share_K.clamp(LOGIT_MARGIN, 1 - LOGIT_MARGIN).logit()
+    return logit_K - logit_K.quantile(0.5)

@@ -20,7 +20,7 @@ from worker.sanitizer.repair import Course, Snapshot, snapshot, unlearn
 from worker.sanitizer.report import Repair, RepairStatus, SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
-from worker.sanitizer.verdict import INVERSION_BATCH, Findings, inspect, judge, num_steps
+from worker.sanitizer.verdict import INVERSION_BATCH, Findings, inspect, judge, num_steps, standing_out
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.25
@@ -54,6 +54,9 @@ _REASONS: dict[RepairStatus, str] = {
     "partly_repaired": "Synthesised triggers work less often, and still too often.",
     "not_repaired": "Synthesised triggers still work on most images.",
 }
+_STILL_REACHED = (
+    "But a faint change of the whole image still leads to class {}, as to no other: the target may be that one."
+)
 
 
 def auto(bench: Workbench) -> Outcome:
@@ -137,9 +140,15 @@ def _repair(
         else:
             network.load(kept)
     status = _status(estimate)
+    reason = _REASONS[status]
+    if status == "repaired":
+        # Last of all, so that what it draws changes no weight.
+        left = standing_out(network, bench.repair, bench.select, findings.classes, generator=bench.generator)
+        if left:
+            status, reason = "partly_repaired", f"{reason} {_STILL_REACHED.format(', '.join(map(str, left)))}"
     repair = Repair(
         status=status,
-        reason=_REASONS[status],
+        reason=reason,
         rounds=rounds,
         classes=[target for target in suspicion.targets if target != ANYWHERE],
         share_kept=share,
