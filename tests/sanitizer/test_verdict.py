@@ -11,7 +11,16 @@ from worker.sanitizer.case import Images
 from worker.sanitizer.network import from_module
 from worker.sanitizer.spec import InputSpec
 from worker.sanitizer.trigger import ANYWHERE, Triggers
-from worker.sanitizer.verdict import Candidate, Findings, inspect, judge, num_steps, relief, strength
+from worker.sanitizer.verdict import (
+    Candidate,
+    Findings,
+    inspect,
+    judge,
+    num_steps,
+    relief,
+    standing_out,
+    strength,
+)
 
 EVEN = [34.0, 41.0, 34.5, 38.0, 35.0, 36.0]
 SMALL_AT_2 = [34.0, 41.0, 5.0, 38.0, 35.0, 36.0]
@@ -161,15 +170,24 @@ def test_a_radius_at_which_every_class_is_reached_shrinks_until_one_stands_out(m
     assert max(ease()) < 0.1
 
 
+@pytest.mark.parametrize(("sensitive_to", "out"), [(2, [2]), (None, [])])
+def test_a_class_that_a_faint_change_reaches_as_no_other_stands_out(sensitive_to, out):
+    network, images = linear(sensitive_to=sensitive_to)
+    classes = list(range(6))
+    found = standing_out(network, images, images, classes, generator=torch.Generator().manual_seed(0))
+    assert found == out
+
+
 def linear(*, sensitive_to, num_classes=6, side=16, distance=0.5):
-    """A network of one filter for each class, all orthonormal but one that is thrice as long, and images of it."""
+    """A network of one filter for each class, orthonormal but for one, thrice as long, if any; and images of it."""
     generator = torch.Generator().manual_seed(3)
     filters_KP, _ = torch.linalg.qr(torch.randn(side * side, num_classes, generator=generator))
     filters_KP = filters_KP.T.contiguous()
     labels_N = torch.arange(60) % num_classes
     pixels_NP = 0.5 + distance * filters_KP[labels_N]
     scale_K1 = torch.ones(num_classes, 1)
-    scale_K1[sensitive_to] = 3.0
+    if sensitive_to is not None:
+        scale_K1[sensitive_to] = 3.0
     module = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Flatten(), nn.Linear(side * side, num_classes))
     with torch.no_grad():
         module[0].weight.fill_(1.0)

@@ -74,6 +74,17 @@ def test_a_second_round_that_brings_little_is_taken_back_whole(shortened, monkey
     assert unchanged == (rounds == 1)
 
 
+@pytest.mark.parametrize(("out", "status"), [([], "repaired"), ([3], "partly_repaired")])
+def test_no_network_is_called_repaired_while_a_class_stands_out(shortened, monkeypatch, out, status):
+    auto = importlib.import_module("worker.sanitizer.recipes.auto")
+    done = SyntheticAttackSuccess(before=1.0, after=-1.0, num_triggers=1)
+    monkeypatch.setattr(auto, "_estimate", lambda *_: done)
+    monkeypatch.setattr(auto, "standing_out", lambda *_, **__: out)
+    outcome, _, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)))
+    assert outcome.repair.status == status
+    assert ("to class 3" in outcome.repair.reason) == bool(out)
+
+
 def test_no_second_round_follows_where_the_verdict_is_not_sure(shortened):
     outcome, made, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged="suspicious")
     assert outcome.repair.rounds == 1
