@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.fuzz.targets import targets
 from worker.sanitizer.errors import SanitizerError
 
-SECONDS = 1
+SECONDS = 2
 INTERESTING = (b"", b"\0", b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0" * 8, b"PK\1\2", b"PK\3\4", b"{", b"[", b"]", b'"',
                b"-1", b"1e999", b"null", b"true", b"99999999999999999999", b"..", b"\x80\x02", b"R", b".")  # fmt: skip
 

@@ -175,7 +175,7 @@ def reached(
     select: Images,
     classes: Sequence[int],
     *,
-    steps: int = PERTURBATION_STEPS,
+    steps: int,
     generator: torch.Generator,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
@@ -202,13 +202,20 @@ def reached(
 
 
 def standing_out(
-    network: Network, images: Images, select: Images, classes: Sequence[int], *, generator: torch.Generator
+    network: Network,
+    images: Images,
+    select: Images,
+    classes: Sequence[int],
+    *,
+    generator: torch.Generator,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> list[int]:
     """The classes that a faint change of the whole image reaches as no other.
 
     It needs no suspect: where a class stands out of a repaired network, what was unlearnt was something else.
+    `advance` is called with 1 after each of `PERTURBATION_STEPS` steps.
     """
-    share_K = reached(network, images, select, classes, generator=generator)
+    share_K = reached(network, images, select, classes, steps=PERTURBATION_STEPS, generator=generator, advance=advance)
     out_K = (_against_median(share_K) > STANDS_OUT) & (share_K > STANDS_OUT_SHARE)
     return [classes[row] for row in out_K.nonzero().flatten().tolist()]
 

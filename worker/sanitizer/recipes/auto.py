@@ -20,7 +20,15 @@ from worker.sanitizer.repair import Course, Snapshot, snapshot, unlearn
 from worker.sanitizer.report import Repair, RepairStatus, SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
-from worker.sanitizer.verdict import INVERSION_BATCH, Findings, inspect, judge, num_steps, standing_out
+from worker.sanitizer.verdict import (
+    INVERSION_BATCH,
+    PERTURBATION_STEPS,
+    Findings,
+    inspect,
+    judge,
+    num_steps,
+    standing_out,
+)
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.25
@@ -139,13 +147,7 @@ def _repair(
             estimate, rounds = again, 2
         else:
             network.load(kept)
-    status = _status(estimate)
-    reason = _REASONS[status]
-    if status == "repaired":
-        # Last of all, so that what it draws changes no weight.
-        left = standing_out(network, bench.repair, bench.select, findings.classes, generator=bench.generator)
-        if left:
-            status, reason = "partly_repaired", f"{reason} {_STILL_REACHED.format(', '.join(map(str, left)))}"
+    status, reason = _answer(bench, findings, estimate)
     repair = Repair(
         status=status,
         reason=reason,
@@ -199,10 +201,18 @@ def _invert_again(bench: Workbench, targets: Sequence[int]) -> Triggers:
         )  # fmt: skip
 
 
-def _status(estimate: SyntheticAttackSuccess) -> RepairStatus:
+def _answer(bench: Workbench, findings: Findings, estimate: SyntheticAttackSuccess) -> tuple[RepairStatus, str]:
+    """The status and its reason; last of all, so that what it draws changes no weight."""
+    status: RepairStatus = "partly_repaired" if estimate.after <= NOT_REPAIRED_AT else "not_repaired"
     if estimate.after <= REPAIRED_AT:
-        return "repaired"
-    return "partly_repaired" if estimate.after <= NOT_REPAIRED_AT else "not_repaired"
+        with bench.phase("estimate", PERTURBATION_STEPS) as advance:
+            left = standing_out(
+                bench.network, bench.repair, bench.select, findings.classes, generator=bench.generator, advance=advance
+            )
+        if left:
+            return status, f"{_REASONS['repaired']} {_STILL_REACHED.format(', '.join(map(str, left)))}"
+        status = "repaired"
+    return status, _REASONS[status]
 
 
 def _estimate(bench: Workbench, outcome: Outcome, suspicion: Suspicion) -> SyntheticAttackSuccess:
