@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from worker.sanitizer import batching
 from worker.sanitizer.errors import SanitizerError
+from worker.sanitizer.memory_layout import put_channels_last
 from worker.sanitizer.sites import Kind, Site, find_sites
 from worker.sanitizer.sites.finding import layer_depths
 from worker.sanitizer.spec import InputSpec
@@ -174,6 +175,7 @@ def from_module(module: nn.Module, input_spec: InputSpec, names: Mapping[str, st
         if node.op == "call_module" and not node.users:  # The guard call repeats a shape check on every forward.
             graph.graph.erase_node(node)
     graph.recompile()
+    put_channels_last(graph, example_NCHW)
     return _with_sites(Network(_renamed(graph, names) if names else graph, input_spec))
 
 
@@ -211,6 +213,7 @@ def from_graph(graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | N
             f"The program does not run on {channels} channels of {input_spec.height} by {input_spec.width} pixels: "
             f"{reason}. Check input.height, input.width and architecture.in_channels."
         ) from error
+    put_channels_last(graph, example_NCHW)
     return _with_sites(Network(graph, input_spec, None if is_free else batch_size))
 
 
