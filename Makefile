@@ -4,14 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint format clean
+# Hundreds of processes start in the tests, and every one would compile all modules anew.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: demo test lint pytest format clean
 
 demo: $(INSTALLED)
 	$(BIN)/lustrate demo
 
+# Lint takes one core, so the tests need not wait for it.
+test: $(INSTALLED)
+	@$(MAKE) --no-print-directory --jobs 2 lint pytest
+
 # One process more than cores, up to four, since some wait for a service; a file's tests stay together, the slowest files
 # come first, and no process takes a second core for its sums. The allocator is that of a job's process.
-test: lint
+pytest: $(INSTALLED)
 	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=536870912 $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder \
 		--numprocesses $$($(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
 
