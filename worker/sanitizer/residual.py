@@ -97,7 +97,11 @@ class ResidualSearch:
     def _change(self, pixels_BCHW: Tensor, rows_R: Tensor) -> Tensor:
         """Change r g(x) / ‖g(x)‖₂ by some of the triggers: (R, B, C, H, W)."""
         num, padding = len(rows_R), KERNEL // 2
-        first, second = self._first_T[rows_R].flatten(0, 1), self._second_T[rows_R].flatten(0, 1)
+        # With channels last, convolutions in groups take a quarter of the time on a CPU, forwards and back.
+        first, second = (
+            filters[rows_R].flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            for filters in (self._first_T, self._second_T)
+        )
         features = functional.conv2d(pixels_BCHW - 0.5, first, padding=padding).relu()
         written = functional.conv2d(features, second, padding=padding, groups=num)
         written_BRCHW = written.view(len(written), num, *self._bias_TCHW.shape[1:])
