@@ -1,5 +1,6 @@
 """A tiny network with a planted backdoor, trained once in seconds, and the workbench that a recipe gets for it."""
 
+import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -112,13 +113,16 @@ def planted(modules):
 
 
 @pytest.fixture(scope="session")
-def suspect(modules):
+def networks(modules):
+    """The internal views of fresh copies of the modules, to be copied: an export takes longer than many a test."""
+    return {batch_norm: from_module(copy.deepcopy(module), INPUT) for batch_norm, module in modules.items()}
+
+
+@pytest.fixture(scope="session")
+def suspect(networks):
     """Make a fresh workbench: `suspect()`, or `suspect(batch_norm=False)`."""
 
     def make(*, batch_norm=True, seed=0, spec=None):
-        options = {"width": 8, "batch_norm": batch_norm}
-        fresh = build(ArchitectureSpec(name="small_vgg", num_classes=CLASSES, in_channels=1, options=options))
-        fresh.load_state_dict(modules[batch_norm].state_dict())
         phases = []
 
         @contextmanager
@@ -128,7 +132,7 @@ def suspect(modules):
             phases.append((name, done[0], total))
 
         bench = Workbench(
-            network=from_module(fresh, INPUT),
+            network=networks[batch_norm].twin(),
             num_classes=CLASSES,
             repair=images(100, seed=2),
             select=images(100, seed=3),
