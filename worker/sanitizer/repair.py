@@ -6,9 +6,9 @@ Shapes: B images of a batch, T triggers, C channels, H height, W width, K classe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from worker.sanitizer.trigger import ANYWHERE, Inversion, Triggers, at_once
 RATE = 1e-3
 MAX_SHIFT = 1
 WARM_UP_SHARE = 0.2
-# Searches for triggers that depend on the image; each leads wherever it can, so no class need be suspected.
+# Searches for triggers that depend on the image; where each leads wherever it can, no class need be suspected.
 NUM_RESIDUAL = 4
 # Per root of the number of input values: three times the radius of the perturbations that the verdict weighs.
 RESIDUAL_RADIUS_PER_ROOT = 4.5 / 28
@@ -102,6 +102,7 @@ def unlearn(
     steps: int,
     generator: torch.Generator,
     mask: Mapping[str, Tensor] | None = None,
+    residual_targets: Sequence[int] = (ANYWHERE,),
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Train the network to answer alike with and without triggers, which go on searching while it changes.
@@ -111,9 +112,9 @@ def unlearn(
         CE(f(x), y) + w K(z) + v K(t(z)) + r K(d(z)) + q K(g(z))  with  K(z') = KL(f₀(z) ‖ f(z')),
 
     where f₀ is the suspect, z a patchwork of the batch, t one of the masks, d a random trigger and g one that depends
-    on the image and leads anywhere. The suspect's answers to z are what it knows of clean images; there is no end of
-    patchworks, so none is learnt by heart. Without patchworks z is x, and CE(f(t(x)), y) stands for K(t(z)). The sizes
-    of the masks are bounded, so that what every network has, large universal perturbations, is left alone.
+    on the image and leads where it was asked to. The suspect's answers to z are what it knows of clean images; there is
+    no end of patchworks, so none is learnt by heart. Without patchworks z is x, and CE(f(t(x)), y) stands for K(t(z)).
+    The sizes of the masks are bounded, so that what every network has, large universal perturbations, is left alone.
 
     Args:
         network: Changed in place.
@@ -125,6 +126,7 @@ def unlearn(
         steps: Gradient steps.
         generator: CPU generator of all draws.
         mask: Channels that are silent and stay so.
+        residual_targets: Where triggers that depend on the image lead, in turn.
         advance: Called with 1 after each step.
     """
     search = Inversion(
@@ -140,7 +142,7 @@ def unlearn(
     if course.residual_weight:
         residual = ResidualSearch(
             network,
-            [ANYWHERE] * NUM_RESIDUAL,
+            list(islice(cycle(residual_targets), NUM_RESIDUAL)),
             shape_CHW=tuple(images.pixels_NCHW.shape[1:]),
             radius=RESIDUAL_RADIUS_PER_ROOT * math.sqrt(images.pixels_NCHW[0].numel()),
             generator=generator,

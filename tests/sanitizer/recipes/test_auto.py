@@ -20,6 +20,7 @@ SHORT = {
         "UNLEARN_STEPS": 4,
         "LEAST_UNLEARN_STEPS": 8,
         "ESTIMATE_STEPS": 4,
+        "PERTURBATION_STEPS": 5,
         "REPAIRED_AT": -1.0,
     },
 }
@@ -74,15 +75,41 @@ def test_a_second_round_that_brings_little_is_taken_back_whole(shortened, monkey
     assert unchanged == (rounds == 1)
 
 
-@pytest.mark.parametrize(("out", "status"), [([], "repaired"), ([3], "partly_repaired")])
-def test_no_network_is_called_repaired_while_a_class_stands_out(shortened, monkeypatch, out, status):
+@pytest.mark.parametrize(
+    ("out", "estimate", "rounds", "status"),
+    [
+        ([[]], -1.0, 1, "repaired"),
+        ([[3], []], -1.0, 2, "repaired"),
+        ([[3], [3]], -1.0, 1, "partly_repaired"),  # no better, so taken back
+        ([[3], []], 0.7, 1, "partly_repaired"),  # better there, and the suspects' triggers work again
+    ],
+)
+def test_a_class_that_stands_out_gets_a_round_aimed_at_it_and_withholds_repaired(
+    shortened, monkeypatch, out, estimate, rounds, status
+):
     auto = importlib.import_module("worker.sanitizer.recipes.auto")
-    done = SyntheticAttackSuccess(before=1.0, after=-1.0, num_triggers=1)
-    monkeypatch.setattr(auto, "_estimate", lambda *_: done)
-    monkeypatch.setattr(auto, "standing_out", lambda *_, **__: out)
-    outcome, _, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)))
-    assert outcome.repair.status == status
-    assert ("to class 3" in outcome.repair.reason) == bool(out)
+    found, estimates, rest, taught = iter(out), iter([-1.0, estimate]), [], []
+    aimed, unlearn = auto._unlearn_aimed, auto.unlearn
+    monkeypatch.setattr(
+        auto, "_unlearn_aimed", lambda bench, *more: (rest.append(snapshot(bench.network)), aimed(bench, *more))
+    )
+    monkeypatch.setattr(
+        auto, "unlearn", lambda *more, **named: (taught.append(named["residual_targets"]), unlearn(*more, **named))
+    )
+    monkeypatch.setattr(
+        auto, "_estimate", lambda *_: SyntheticAttackSuccess(before=1.0, after=next(estimates), num_triggers=1)
+    )
+    monkeypatch.setattr(auto, "standing_out", lambda *_, **__: next(found))
+    outcome, made, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged="suspicious")
+    assert (outcome.repair.rounds, outcome.repair.status) == (rounds, status)
+    assert outcome.estimate.after == -1.0
+    assert ("to class 3" in outcome.repair.reason) == (status == "partly_repaired")
+    assert taught[1:] == [[3]] * (len(out) - 1)
+    assert made.silent(outcome.mask)
+    tensors = made.bench.network.tensors
+    if rest:
+        unchanged = all(torch.equal(tensor, rest[0][name]) for name, tensor in tensors.items())
+        assert unchanged == (rounds == 1)
 
 
 def test_no_second_round_follows_where_the_verdict_is_not_sure(shortened):
