@@ -66,6 +66,9 @@ def _print_judgement(console: Console, report: Json) -> None:
     verdict, repair = report["verdict"], report["repair"]
     towards = ", ".join(map(str, verdict["target_classes"]))
     console.print(f"verdict: {verdict['verdict']}{f' (class {towards})' if towards else ''}. {verdict['reason']}")
+    rate = verdict.get("calibrated_false_positive_rate")
+    if rate is not None:
+        console.print(f"of clean networks like those of the reference bank at most {rate:.0%} score so high")
     console.print(f"repair: {repair['status'].replace('_', ' ')}. {repair['reason']}")
     estimate = report.get("synthetic_attack_success")
     if estimate is not None:

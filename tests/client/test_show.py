@@ -43,3 +43,12 @@ def test_a_report_of_one_recipe_or_of_an_older_release_has_no_such_table():
         text = printed(given)
         assert "side by side" not in text
         assert "3 of 40 channels pruned: So it was asked." in text
+
+
+def test_a_verdict_comes_with_its_rate_of_false_alarms_where_it_has_one():
+    judged = {"verdict": "suspicious", "reason": "Why.", "target_classes": [3], "score": 0.9}
+    rate = "of clean networks like those of the reference bank at most"
+    text = printed(report(verdict=judged | {"calibrated_false_positive_rate": 0.214}))
+    assert f"verdict: suspicious (class 3). Why. {rate} 21% score so high" in text
+    assert rate not in printed(report(verdict=judged | {"calibrated_false_positive_rate": None}))
+    assert rate not in printed(report())

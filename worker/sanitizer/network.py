@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from worker.sanitizer import batching
 from worker.sanitizer.errors import SanitizerError
+from worker.sanitizer.folding import folded
 from worker.sanitizer.memory_layout import put_channels_last
 from worker.sanitizer.sites import Kind, Site, find_sites
 from worker.sanitizer.sites.finding import layer_depths
@@ -44,6 +45,7 @@ class Network:
 
     def __init__(self, graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | None = None) -> None:
         self.graph = graph
+        self._folded = folded(graph)
         self.batch_size = batch_size
         self.sites, self.skipped = find_sites(graph)
         self.tensors: dict[str, Tensor] = {
@@ -76,8 +78,8 @@ class Network:
 
         def forward(chunk_NCHW: Tensor) -> Tensor:
             if tensors is None:
-                return _logits(self.graph(chunk_NCHW))
-            return _logits(torch.func.functional_call(self.graph, dict(tensors), (chunk_NCHW,), strict=False))
+                return _logits(self._folded(chunk_NCHW))
+            return _logits(torch.func.functional_call(self._folded, dict(tensors), (chunk_NCHW,), strict=False))
 
         if self.batch_size is None:
             return forward(inputs_NCHW)

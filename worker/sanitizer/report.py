@@ -169,7 +169,8 @@ class ClassEvidence:
 class Verdict:
     """Whether the suspect is backdoored. Above a score of 1 the evidence is beyond its threshold.
 
-    `calibrated_false_positive_rate` is null while the thresholds are not calibrated on a bank of models.
+    `calibrated_false_positive_rate` says how often, at most, a clean network like those of the reference bank scores so
+    high; of networks unlike them, larger or of other data, it says little. Null where there is no score.
     """
 
     verdict: Literal["clean", "suspicious", "backdoored", "inconclusive", "not_judged"]

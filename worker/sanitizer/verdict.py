@@ -17,6 +17,7 @@ from worker.sanitizer.case import Images
 from worker.sanitizer.criteria import standardise
 from worker.sanitizer.evaluate import predict
 from worker.sanitizer.network import Network
+from worker.sanitizer.reference_bank import false_positive_rate
 from worker.sanitizer.report import ClassEvidence, Verdict
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
 
@@ -54,8 +55,8 @@ SMALLEST_COST = 1e-6
 # Stands for the cost of a trial that diverged.
 LARGEST_COST = 1e3
 
-# Set by hand on networks of the battery (Fashion-MNIST, 10 % poisoning), 20 backdoored and 7 clean: not calibrated on
-# a bank of others, so a verdict states no false-positive rate. benchmarks/results says what was measured since.
+# Set by hand on networks of the battery (Fashion-MNIST, 10 % poisoning), 20 backdoored and 7 clean. The rate of false
+# alarms that a verdict states is not theirs: it comes from a bank of clean networks (benchmarks/results/bank.md).
 BACKDOORED_STRENGTH = 0.75
 SUSPICIOUS_STRENGTH = 0.25
 # The ease's logit spreads over twice the range of the other two statistics.
@@ -290,6 +291,7 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
             reason="With fewer than three classes no class can stand out from the others.",
         )  # fmt: skip
     strength_T = strength(candidates)
+    score = round(float(strength_T.amax()) / BACKDOORED_STRENGTH, 4)
     sure_T = strength_T > BACKDOORED_STRENGTH
     suspicious_T = strength_T > SUSPICIOUS_STRENGTH
     alone_T = _said(candidates).nanmean(dim=1) > SUSPICIOUS_STRENGTH
@@ -307,7 +309,8 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
     return Verdict(
         verdict=verdict,  # type: ignore[arg-type]
         target_classes=sorted(target for target in named if target != ANYWHERE),
-        score=round(float(strength_T.amax()) / BACKDOORED_STRENGTH, 4),
+        score=score,
+        calibrated_false_positive_rate=round(false_positive_rate(score), 4),
         evidence=evidence,
         reason=reason,
     )
