@@ -118,3 +118,13 @@ def test_a_norm_that_still_learns_its_statistics_stays():
     for node in norms(graph):
         node.args = (*node.args[:5], True, *node.args[6:])
     assert len(norms(folded(graph))) == len(norms(graph)) == 4
+
+
+def test_maps_keep_the_networks_memory_layout_from_the_first_one_on(pixels):
+    network = from_module(drawn(Foldable()), GRAY_8)
+    run = torch.fx.Interpreter(folded(network.graph), garbage_collect_values=False)
+    run.run(pixels)
+    maps = [value for node, value in run.env.items() if node.target is torch.ops.aten.conv2d.default]
+    assert len(maps) == 3  # the fourth is padded by name
+    assert all(value.is_contiguous(memory_format=torch.channels_last) for value in maps)
+    assert not any(value.is_contiguous() for value in maps)

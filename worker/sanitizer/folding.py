@@ -23,10 +23,18 @@ def folded(graph: fx.GraphModule) -> fx.GraphModule:
     """
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph.graph, {}))
+    is_channels_last = any(_is_channels_last(tensor) for tensor in graph.parameters())
     for norm in list(copy.nodes):
         if _folds(norm):
-            _fold(copy, norm)
+            _fold(copy, norm, is_channels_last=is_channels_last)
     return fx.GraphModule(graph, copy)
+
+
+def _is_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether it is, and not both: with one channel, or one pixel, the two layouts are the same."""
+    if tensor.dim() != 4:
+        return False
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
 def _folds(norm: fx.Node) -> bool:
@@ -44,7 +52,7 @@ def _folds(norm: fx.Node) -> bool:
     )
 
 
-def _fold(graph: fx.Graph, norm: fx.Node) -> None:
+def _fold(graph: fx.Graph, norm: fx.Node, *, is_channels_last: bool) -> None:
     conv, (gain, shift, mean, variance), eps = norm.args[0], norm.args[1:5], norm.args[7]
     assert isinstance(conv, fx.Node)
     inputs, weight, *rest = conv.args
@@ -67,6 +75,9 @@ def _fold(graph: fx.Graph, norm: fx.Node) -> None:
         if shift is not None:
             bias_M = call(aten.add.Tensor, bias_M, read(shift))
         weight_M = call(aten.mul.Tensor, weight, call(aten.reshape.default, scale_M, [-1, 1, 1, 1]))
+        if is_channels_last:
+            # The product of a weight for one channel, whose layout is either, would come out in the other one.
+            weight_M = graph.call_function(aten.clone.default, (weight_M,), {"memory_format": torch.channels_last})
         made = graph.create_node("call_function", conv.target, (inputs, weight_M, bias_M, *rest), dict(conv.kwargs))
     norm.replace_all_uses_with(made)
     graph.erase_node(norm)
