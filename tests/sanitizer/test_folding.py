@@ -113,6 +113,13 @@ def test_tensors_that_stand_in_for_others_count(pixels):
     assert bool(gain.grad.abs().sum() > 0)
 
 
+def test_a_fold_that_would_answer_otherwise_is_not_used(monkeypatch, pixels):
+    other = from_module(drawn(Foldable(), seed=3), GRAY_8).graph
+    monkeypatch.setattr("worker.sanitizer.network.folded", lambda _: other)
+    module = drawn(Foldable())
+    torch.testing.assert_close(from_module(module, GRAY_8)(pixels), module(pixels))
+
+
 def test_a_norm_that_still_learns_its_statistics_stays():
     graph = from_module(drawn(Foldable()), GRAY_8).graph
     for node in norms(graph):

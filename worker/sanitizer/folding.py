@@ -19,7 +19,7 @@ def folded(graph: fx.GraphModule) -> fx.GraphModule:
     γ (W x + b - μ) / √(σ² + ε) + β is a convolution by the weight s W and the bias s (b - μ) + β, s = γ / √(σ² + ε).
     Both are worked out in the graph at every call, from the tensors as they then are, so gradients reach W, b, γ and β
     as before. Maps are larger than weights, so it is faster forwards and back. What lies between the two is not there
-    any more: to observe, take the graph itself.
+    any more: to observe, take the graph itself. Of a graph from a stranger's file ask whether it still answers alike.
     """
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph.graph, {}))
@@ -38,18 +38,24 @@ def _is_channels_last(tensor: torch.Tensor) -> bool:
 
 
 def _folds(norm: fx.Node) -> bool:
-    if norm.target is not aten.batch_norm.default or norm.args[5] is not False:
+    if norm.target is not aten.batch_norm.default or norm.kwargs or norm.args[5] is not False:
         return False
-    conv, weight = norm.args[0], norm.args[1:5]
+    conv, (gain, shift, mean, variance) = norm.args[0], norm.args[1:5]
     return (
         isinstance(conv, fx.Node)
         and conv.target in CONVOLUTIONS
         and len(conv.users) == 1
+        and not conv.kwargs
         # Not a transposed one, whose weight has its output channels elsewhere.
         and (conv.target is not aten.convolution.default or conv.args[6] is False)
         # Stored tensors can be read again at the convolution's place in the graph; others may not be there yet.
-        and all(tensor is None or (isinstance(tensor, fx.Node) and tensor.op == "get_attr") for tensor in weight)
+        and all(_is_stored(tensor) for tensor in (mean, variance))
+        and all(tensor is None or _is_stored(tensor) for tensor in (gain, shift))
     )
+
+
+def _is_stored(value: fx.node.Argument) -> bool:
+    return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
 def _fold(graph: fx.Graph, norm: fx.Node, *, is_channels_last: bool) -> None:
@@ -78,7 +84,7 @@ def _fold(graph: fx.Graph, norm: fx.Node, *, is_channels_last: bool) -> None:
         if is_channels_last:
             # The product of a weight for one channel, whose layout is either, would come out in the other one.
             weight_M = graph.call_function(aten.clone.default, (weight_M,), {"memory_format": torch.channels_last})
-        made = graph.create_node("call_function", conv.target, (inputs, weight_M, bias_M, *rest), dict(conv.kwargs))
+        made = graph.create_node("call_function", conv.target, (inputs, weight_M, bias_M, *rest))
     norm.replace_all_uses_with(made)
     graph.erase_node(norm)
     graph.erase_node(conv)
