@@ -38,10 +38,11 @@ def test_only_networks_set_aside_make_the_bank_and_only_others_are_counted(writt
     assert code == 0
     assert json.loads((folder / "bank.json").read_text())["scores"] == IN_BANK
     page = (folder / "bank.md").read_text()
-    # Of three in the bank no rate is below 25 %.
+    # Of three in the bank no rate is below 25 %, so that is where the page counts alarms.
+    assert "| kind | networks | rate at most 25 % |" in page
     assert "| clean | 2 | 0/2 = 0.0 %" in page
     in_bank = bank.is_calibration("vgg-w16-patch-10pc-s0")
-    assert ("| backdoored, 10 and 5 % | 1 | 0/1 = 0.0 %" in page) is not in_bank
+    assert ("| backdoored, 10 and 5 % | 1 | 1/1 = 100.0 %" in page) is not in_bank
     assert "| vgg-w16-clean-s0 | no | suspicious | 0.850 | 50 % |" in page
     assert "| vgg-w16-clean-s1 | yes | suspicious | 0.900 | - |" in page
 
