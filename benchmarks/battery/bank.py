@@ -46,8 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     options.bank.write_text(json.dumps(_document(bank, library), indent=2) + "\n")
     options.page.write_text(_page(bank, [row for row in judged if not is_calibration(row["model"])], library))
-    print(options.bank)
-    print(options.page)
+    # A cache of its own, so that both can be checked, or written again, without the one that it came from.
+    kept = options.page.with_suffix("") / rows.FILE_NAME
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("".join(rows.line(row) for row in judged))
+    print(options.bank, options.page, kept, sep="\n")
     return 0
 
 
@@ -93,11 +96,11 @@ def _page(bank: Sequence[Row], others: Sequence[Row], library: str) -> str:
         if some:
             alarms = sum(rate(row) <= alarm for row in some)
             lines.append([what, str(len(some)), reach.rate_text(alarms, len(some))])
-    listed = [
-        [row["model"], "yes" if is_calibration(row["model"]) else "no", row["verdict"], f"{row['score']:.3f}"]
-        + ([f"{100 * rate(row):.0f} %"] if not is_calibration(row["model"]) else ["-"])
-        for row in sorted([*bank, *others], key=lambda row: -row["score"])
-    ]
+    listed = []
+    for row in sorted([*bank, *others], key=lambda row: -row["score"]):
+        place = ["yes", "-"] if is_calibration(row["model"]) else ["no", f"{100 * rate(row):.0f} %"]
+        lost = f"{100 * (row['accuracy_before'] - row['accuracy_after']):.2f}"
+        listed.append([row["model"], *place, row["verdict"], f"{row['score']:.3f}", row["recipe"], lost])
     dates = sorted({row["date"] for row in [*bank, *others]})
     commits = ", ".join(sorted({f"`{row['commit']}`" for row in [*bank, *others]}))
     machines = "; ".join(sorted({row["machine"] for row in [*bank, *others]}))
@@ -113,7 +116,7 @@ def _page(bank: Sequence[Row], others: Sequence[Row], library: str) -> str:
         "## Networks that are not in the bank\n",
         *markdown.table(["kind", "networks", f"rate at most {100 * alarm:.0f} %"], lines),
         "\n## Every score\n",
-        *markdown.table(["model", "in the bank", "verdict", "score", "false-positive rate"], listed),
+        *markdown.table(["model", "in the bank", "rate", "verdict", "score", "recipe", "ACC lost"], listed),
     ]
     return "\n".join(parts) + "\n"
 

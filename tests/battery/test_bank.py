@@ -43,8 +43,10 @@ def test_only_networks_set_aside_make_the_bank_and_only_others_are_counted(writt
     assert "| clean | 2 | 0/2 = 0.0 %" in page
     in_bank = bank.is_calibration("vgg-w16-patch-10pc-s0")
     assert ("| backdoored, 10 and 5 % | 1 | 1/1 = 100.0 %" in page) is not in_bank
-    assert "| vgg-w16-clean-s0 | no | suspicious | 0.850 | 50 % |" in page
-    assert "| vgg-w16-clean-s1 | yes | suspicious | 0.900 | - |" in page
+    assert "| vgg-w16-clean-s0 | no | 50 % | suspicious | 0.850 | auto:repair=false | 0.50 |" in page
+    assert "| vgg-w16-clean-s1 | yes | - | suspicious | 0.900 | auto:repair=false | 0.50 |" in page
+    kept = rows.read(folder / "bank" / rows.FILE_NAME)
+    assert {values["model"] for values in kept} == {*IN_BANK, *OTHERS, backdoored["model"]}
 
 
 @pytest.mark.parametrize(

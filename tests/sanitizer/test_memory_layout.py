@@ -78,5 +78,5 @@ def test_maps_follow_the_weights_and_gradients_are_the_same():
 def test_a_graph_that_does_not_run_is_left_to_who_runs_it():
     graph = torch.fx.symbolic_trace(Flat(as_copy))
     before = graph.second.weight.data_ptr()
-    put_channels_last(graph, torch.zeros(2, 3, 8, 8))
+    put_channels_last(graph, torch.zeros(2, 3, 8, 8), torch.zeros(2, 3))
     assert graph.second.weight.data_ptr() == before

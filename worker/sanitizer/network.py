@@ -224,12 +224,13 @@ def from_graph(graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | N
 
 def _made_quick(graph: fx.GraphModule, example_NCHW: Tensor) -> fx.GraphModule:
     """Lay the graph's tensors out for speed; return the graph to call, which is folded if it then answers alike."""
-    put_channels_last(graph, example_NCHW)
-    made = folded(graph)
     noise_NCHW = batching.noise(example_NCHW, len(example_NCHW))
     expected = batching.logits_or_none(graph, noise_NCHW)
-    is_same = expected is not None and batching.agree(batching.logits_or_none(made, noise_NCHW), expected)
-    return made if is_same else graph
+    if expected is None:
+        return graph
+    put_channels_last(graph, noise_NCHW, expected)
+    made = folded(graph)
+    return made if batching.agree(batching.logits_or_none(made, noise_NCHW), expected) else graph
 
 
 def _with_sites(network: Network) -> Network:
