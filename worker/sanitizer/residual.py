@@ -97,7 +97,7 @@ class ResidualSearch:
     def _change(self, pixels_BCHW: Tensor, rows_R: Tensor) -> Tensor:
         """Change r g(x) / ‖g(x)‖₂ by some of the triggers: (R, B, C, H, W)."""
         num, padding = len(rows_R), KERNEL // 2
-        # With channels last, convolutions in groups take a quarter of the time on a CPU, forwards and back.
+        # A CPU is quicker at convolutions in groups with channels last, forwards and back.
         first, second = (
             filters[rows_R].flatten(0, 1).contiguous(memory_format=torch.channels_last)
             for filters in (self._first_T, self._second_T)
