@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -131,19 +132,33 @@ class Stack:
         return found
 
 
-@pytest.fixture
-def make_stack(tmp_path_factory):
+@contextmanager
+def stacks(tmp_path_factory):
     """Make stacks that are stopped at the end, with their logs printed for a test that fails."""
-    stacks = []
+    made = []
 
     def make(environment=None):
-        stacks.append(Stack(tmp_path_factory.mktemp("stack"), environment))
-        return stacks[-1]
+        made.append(Stack(tmp_path_factory.mktemp("stack"), environment))
+        return made[-1]
 
     yield make
-    for stack in stacks:
+    for stack in made:
         sys.stdout.write(stack.logs())  # pytest shows it for a test that fails
         stack.stop()
+
+
+@pytest.fixture
+def make_stack(tmp_path_factory):
+    """Makes stacks of the test's own."""
+    with stacks(tmp_path_factory) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def shared_stack(tmp_path_factory):
+    """The embedded service as a stranger starts it, for tests that leave it running."""
+    with stacks(tmp_path_factory) as make:
+        yield make().start_up()
 
 
 class Bundle:

@@ -7,9 +7,14 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import torch
 
+from benchmarks.trips import runtimes, suspect
+from benchmarks.trips.trip import difference
 from service.client.api import ApiError
 from tests.e2e.conftest import JOB_SECONDS, ROOT, Bundle, assert_backdoor_gone, assert_delivered, wait_until
+
+PRUNE_ONLY = {"recipe": "prune", "inputs": "clean", "repair": False}
 
 
 @pytest.fixture
@@ -17,8 +22,8 @@ def stack(make_stack):
     return make_stack().start_up()
 
 
-def test_the_whole_path_on_the_embedded_default(stack, tmp_path):
-    client = stack.client
+def test_the_whole_path_on_the_embedded_default(shared_stack, tmp_path):
+    client = shared_stack.client
     # A bad upload is refused by the job, with a code, and costs the next job nothing.
     bundle = Bundle(client)
     broken = client.create_model({key: bundle.model[key] for key in ("architecture", "input")})
@@ -45,6 +50,37 @@ def test_the_whole_path_on_the_embedded_default(stack, tmp_path):
     assert bundle.finish(second)["state"] == "succeeded"
     assert_delivered(client, second, tmp_path / "second")
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+def test_programs_are_sanitized_over_http_and_load_where_they_came_from(shared_stack, tmp_path):
+    client, bundle = shared_stack.client, Bundle(shared_stack.client)
+    jobs, uploads = {"safetensors": bundle.submit(**PRUNE_ONLY)}, {}
+    for kind in ("pt2", "onnx"):
+        uploads[kind] = suspect.write(kind, tmp_path)
+        architecture = {"source": "file", "num_classes": 10, "in_channels": 1}
+        model = client.create_model({"architecture": architecture, "input": bundle.model["input"]})
+        client.upload_model(model["id"], uploads[kind])
+        jobs[kind] = client.submit(
+            model["id"], bundle.clean["id"], triggered_dataset_id=bundle.triggered["id"], spec=PRUNE_ONLY
+        )["id"]
+    reports = {}
+    for kind, job_id in jobs.items():
+        job = bundle.finish(job_id)
+        assert job["state"] == "succeeded", job["error"]
+        reports[kind] = assert_delivered(client, job_id, tmp_path / f"sanitized.{kind}")
+        files = {file["role"]: file["format"] for file in reports[kind]["files"]}
+        assert files["checkpoint"] == files["sanitized_checkpoint"] == kind
+    images_NCHW = suspect.images()[:64]
+    with torch.inference_mode():
+        wanted_NK = suspect.module()(images_NCHW)
+    for kind, upload in uploads.items():
+        # The same rule on the same network: its layers, by whatever name, lose the same channels.
+        assert pruned(reports[kind]) == pruned(reports["safetensors"])
+        assert reports[kind]["accuracy"] == reports["safetensors"]["accuracy"]
+        before, after = (runtimes.load(kind, path, suspect.module) for path in (upload, tmp_path / f"sanitized.{kind}"))
+        assert difference(before.run(images_NCHW, {}), wanted_NK) <= 1e-4
+        assert difference(after.run(images_NCHW, {}), wanted_NK) > 1e-2
+        assert before.facts() == after.facts()
 
 
 def test_a_running_job_can_be_cancelled_and_a_signal_stops_everything(stack):
@@ -94,3 +130,8 @@ def test_the_demo_runs_to_its_end(tmp_path):
     for layer in report["layers"]:
         if layer["num_pruned"]:
             assert layer["name"] in result.stdout
+
+
+def pruned(report):
+    """The silenced channels by the layer's place in the graph."""
+    return [layer["pruned_channels"] for layer in report["layers"]]
