@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from worker.sanitizer.evaluate import accuracy
+from worker.sanitizer.evaluate import accuracy, predict
 from worker.sanitizer.masks import from_ranking, rank, silenced
-from worker.sanitizer.sweep import sweep, worst_recall_drop
+from worker.sanitizer.sweep import accuracy_drop, sweep, worst_recall_drop
 
 
 def test_the_worst_class_is_found_by_hand_and_classes_without_images_do_not_count():
@@ -24,6 +24,7 @@ def test_each_point_is_the_network_under_its_mask_and_the_network_is_left_alone(
     generator = torch.Generator().manual_seed(0)
     scores = {site.name: torch.rand(site.num_channels, generator=generator) for site in network.sites}
     ranking, steps = rank(scores), []
+    first = predict(network, images.pixels_NCHW) == images.labels
     points = sweep(
         network, network.sites, ranking, [0, 3, 10_000], images.pixels_NCHW, images.labels, advance=steps.append
     )
@@ -34,5 +35,7 @@ def test_each_point_is_the_network_under_its_mask_and_the_network_is_left_alone(
     for point in points:
         with silenced(network, from_ranking(network.sites, ranking, point.count)):
             assert point.accuracy == pytest.approx(accuracy(network, images.pixels_NCHW, images.labels))
+            now = predict(network, images.pixels_NCHW) == images.labels
+        assert point.drop_error == pytest.approx(accuracy_drop(first, now)[1])
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.tensors().items())
     assert steps == [1, 1, 1]

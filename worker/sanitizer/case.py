@@ -69,6 +69,10 @@ class Images:
         """The images at these positions."""
         return Images(self.pixels_NCHW[index], None if self.labels_N is None else self.labels_N[index])
 
+    def join(self, others: Images) -> Images:
+        """These and others, all with labels."""
+        return Images(torch.cat([self.pixels_NCHW, others.pixels_NCHW]), torch.cat([self.labels, others.labels]))
+
 
 @dataclass(frozen=True, slots=True)
 class Case:

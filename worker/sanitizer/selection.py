@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -15,50 +15,47 @@ TOLERANCE = 1e-9
 SUCCESS_TIE = 0.05
 
 
-def admissible(
-    point: SweepPoint, baseline: float, max_accuracy_drop: float, max_recall_drop: float | None = None
-) -> bool:
-    """Whether the point's accuracy is at most `max_accuracy_drop` below the baseline's, and each recall within its."""
-    if max_recall_drop is not None and point.recall_drop > max_recall_drop + TOLERANCE:
-        return False
-    return point.accuracy >= baseline - max_accuracy_drop - TOLERANCE
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a pruning may cost.
+
+    Attributes:
+        accuracy_drop: The largest loss of clean accuracy.
+        recall_drop: The largest loss of any class's recall, None for any.
+        errors: The loss of accuracy must keep its limit with so many of its standard errors added. Of many points the
+            one that chance favours is chosen, and loses more on images that it was not chosen by.
+    """
+
+    accuracy_drop: float
+    recall_drop: float | None = None
+    errors: float = 0.0
+
+    def admit(self, point: SweepPoint, baseline: float) -> bool:
+        """Whether the point keeps them; `baseline` is the unpruned network's accuracy."""
+        if self.recall_drop is not None and point.recall_drop > self.recall_drop + TOLERANCE:
+            return False
+        return baseline - point.accuracy + self.errors * point.drop_error <= self.accuracy_drop + TOLERANCE
 
 
-def strongest_within_budget(
-    points: Sequence[SweepPoint], max_accuracy_drop: float, max_recall_drop: float | None = None
-) -> SweepPoint:
+def strongest_within(points: Sequence[SweepPoint], limits: Limits) -> SweepPoint:
     """The admissible point with the most pruned channels; the first point is the unpruned network."""
-    return max(_allowed(points, max_accuracy_drop, max_recall_drop), key=lambda p: p.count)
+    return max(_allowed(points, limits), key=lambda p: p.count)
 
 
-def least_success_within_budget(
-    points: Sequence[SweepPoint], max_accuracy_drop: float, max_recall_drop: float | None = None
-) -> SweepPoint:
+def least_success_within(points: Sequence[SweepPoint], limits: Limits) -> SweepPoint:
     """The admissible point at which the synthesised triggers work least, of equal ones that with the fewest channels.
 
     Points whose success is within `SUCCESS_TIE` of the least are equal: the estimate resolves no finer.
     """
-    allowed = _allowed(points, max_accuracy_drop, max_recall_drop)
+    allowed = _allowed(points, limits)
     shares = {point.count: 1.0 if point.success is None else point.success for point in allowed}
     least = min(shares.values())
     return min((p for p in allowed if shares[p.count] <= least + SUCCESS_TIE), key=lambda p: p.count)
 
 
-def _allowed(points: Sequence[SweepPoint], max_accuracy_drop: float, max_recall_drop: float | None) -> list[SweepPoint]:
+def _allowed(points: Sequence[SweepPoint], limits: Limits) -> list[SweepPoint]:
     assert points[0].count == 0
-    return [point for point in points if admissible(point, points[0].accuracy, max_accuracy_drop, max_recall_drop)]
-
-
-def accuracy_drop(right_before_N: Tensor, right_after_N: Tensor) -> tuple[float, float]:
-    """How much accuracy was lost on the same images, and that difference's standard error.
-
-    Only images whose answer turned right or wrong say anything: with n₁ lost and n₂ won of N, the difference is
-    (n₁ - n₂) / N and its variance (n₁ + n₂ - (n₁ - n₂)² / N) / N² (as in McNemar's test).
-    """
-    number = len(right_before_N)
-    lost = int((right_before_N & ~right_after_N).sum())
-    won = int((~right_before_N & right_after_N).sum())
-    return (lost - won) / number, math.sqrt(lost + won - (lost - won) ** 2 / number) / number
+    return [point for point in points if limits.admit(point, points[0].accuracy)]
 
 
 def beyond_deviations(scores: Mapping[str, Tensor], k: float, *, descending: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,12 +24,14 @@ class SweepPoint:
         accuracy: Clean accuracy.
         success: The largest success of the synthesised triggers that guided, None where there were none.
         recall_drop: The largest loss of any class's recall against the first point.
+        drop_error: Standard error of the accuracy lost against the first point.
     """
 
     count: int
     accuracy: float
     success: float | None = None
     recall_drop: float = 0.0
+    drop_error: float = 0.0
 
 
 def grid(num_channels: int, *, num_points: int, max_fraction: float) -> list[int]:
@@ -73,9 +76,22 @@ def sweep(
         first_N = predicted_N if first_N is None else first_N
         accuracy = float((predicted_N == labels_N).double().mean())
         drop = worst_recall_drop(first_N, predicted_N, labels_N)
-        points.append(SweepPoint(bounded, accuracy, max(shares, default=None), drop))
+        _, error = accuracy_drop(first_N == labels_N, predicted_N == labels_N)
+        points.append(SweepPoint(bounded, accuracy, max(shares, default=None), drop, error))
         advance(1)
     return points
+
+
+def accuracy_drop(right_before_N: Tensor, right_after_N: Tensor) -> tuple[float, float]:
+    """How much accuracy was lost on the same images, and that difference's standard error.
+
+    Only images whose answer turned right or wrong say anything: with n₁ lost and n₂ won of N, the difference is
+    (n₁ - n₂) / N and its variance (n₁ + n₂ - (n₁ - n₂)² / N) / N² (as in McNemar's test).
+    """
+    number = len(right_before_N)
+    lost = int((right_before_N & ~right_after_N).sum())
+    won = int((~right_before_N & right_after_N).sum())
+    return (lost - won) / number, math.sqrt(lost + won - (lost - won) ** 2 / number) / number
 
 
 def worst_recall_drop(before_N: Tensor, after_N: Tensor, labels_N: Tensor) -> float:

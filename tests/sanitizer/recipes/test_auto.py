@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from worker.sanitizer import verdict as verdicts
+from worker.sanitizer.evaluate import predict
 from worker.sanitizer.recipes import RECIPES
 from worker.sanitizer.repair import snapshot
 from worker.sanitizer.report import SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget, FixedFraction, SanitizeSpec
+from worker.sanitizer.sweep import accuracy_drop
 
 SHORT = {
     "verdict": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5, "HALF_OPEN_STEPS": 10},
@@ -125,3 +127,21 @@ def test_rounds_that_break_the_accuracy_budget_are_taken_back_whole(shortened):
     silenced = {name for site in made.bench.network.sites if site.name in outcome.mask for name in site.tensors}
     for name, tensor in made.bench.network.tensors.items():
         assert torch.equal(tensor, before[name]) or name in silenced
+
+
+def test_pruning_alone_surely_keeps_the_budget_on_every_image_that_may_choose(shortened):
+    budget = 0.2
+    spec = SanitizeSpec(repair=False, selection=AccuracyBudget(max_accuracy_drop=budget, max_fraction=0.9))
+    outcome, made, before = shortened(spec)
+    images, network = made.bench.repair.join(made.bench.select), made.bench.network
+    after_N = predict(network, images.pixels_NCHW) == images.labels
+    network.load(before)
+    before_N = predict(network, images.pixels_NCHW) == images.labels
+    drop, error = accuracy_drop(before_N, after_N)
+    assert drop + 1.645 * error <= budget
+    chosen = next(point for point in outcome.curve if point.num_pruned == outcome.choice.num_pruned)
+    assert chosen.accuracy == pytest.approx(float(after_N.double().mean()))
+    refused = [point for point in outcome.curve if not point.admissible]
+    assert any(outcome.curve[0].accuracy - point.accuracy < budget for point in refused)
+    assert f"on {len(images)} images" in outcome.choice.reason
+    assert outcome.repair.status == "not_attempted"

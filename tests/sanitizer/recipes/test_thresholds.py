@@ -4,7 +4,8 @@ import torch
 
 from worker.sanitizer.evaluate import accuracy
 from worker.sanitizer.recipes import soft_masks
-from worker.sanitizer.recipes.thresholds import max_accuracy_drop, prune_low_masks
+from worker.sanitizer.recipes.thresholds import limits_of, prune_low_masks
+from worker.sanitizer.selection import Limits
 from worker.sanitizer.spec import AccuracyBudget, FixedFraction, SanitizeSpec
 
 
@@ -13,8 +14,9 @@ def spec(drop):
 
 
 def test_the_budget_is_the_specifications_where_it_states_one():
-    assert max_accuracy_drop(spec(0.07)) == 0.07
-    assert max_accuracy_drop(SanitizeSpec(selection=FixedFraction(fraction=0.1))) == 0.02
+    stated = AccuracyBudget(max_accuracy_drop=0.07, max_recall_drop=0.2)
+    assert limits_of(SanitizeSpec(selection=stated)) == Limits(accuracy_drop=0.07, recall_drop=0.2)
+    assert limits_of(SanitizeSpec(selection=FixedFraction(fraction=0.1))) == Limits(accuracy_drop=0.02)
 
 
 def test_masks_are_pruned_up_to_the_largest_admissible_threshold(suspect):

@@ -15,6 +15,7 @@ from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.prune import prune_with
 from worker.sanitizer.recipes.scope import in_scope
 from worker.sanitizer.recipes.suspicion import Suspicion, bounds, suspect
+from worker.sanitizer.recipes.thresholds import limits_of
 from worker.sanitizer.recipes.trials import try_targets
 from worker.sanitizer.recipes.walk_back import is_finite, right, walk_back, within_budget
 from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
@@ -34,6 +35,9 @@ from worker.sanitizer.verdict import (
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.25
+# Nothing wins back what pruning alone loses: it must keep the budget with so many standard errors of the loss added,
+# one-sided, at 95 %.
+SURELY = 1.645
 # Gradient steps of a round for each suspected class, at least so many.
 UNLEARN_STEPS = 150
 LEAST_UNLEARN_STEPS = 300
@@ -77,12 +81,7 @@ def auto(bench: Workbench) -> Outcome:
     """Judge, prune, repair, verify. A network judged clean is left as it is, unless a fixed pruning was asked for."""
     network, spec = bench.network, bench.spec
     in_scope(network, spec.scope)  # a layer that is not there is refused before any work
-    asked, budget = spec, None
-    if isinstance(spec.selection, AccuracyBudget):
-        budget = spec.selection
-        share = PRUNING_SHARE if spec.repair else 1.0
-        selection = dataclasses.replace(budget, max_accuracy_drop=share * budget.max_accuracy_drop)
-        asked = dataclasses.replace(spec, selection=selection)
+    budget = spec.selection if isinstance(spec.selection, AccuracyBudget) else None
     with bench.phase("invert", num_steps()) as advance:
         findings = inspect(
             network, bench.repair, bench.select, bench.num_classes, generator=bench.generator, advance=advance
@@ -91,11 +90,7 @@ def auto(bench: Workbench) -> Outcome:
     candidates = try_targets(bench, findings, before)
     verdict = judge(findings, candidates, bench.num_classes)
     suspicion = suspect(candidates, verdict)
-    pruned = prune_with(dataclasses.replace(bench, spec=asked), _exhibited(bench, suspicion), sparing=spec.repair)
-    outcome = dataclasses.replace(pruned, verdict=verdict)
-    if asked.selection != spec.selection:
-        reason = f"{outcome.choice.reason} A repair follows: pruning may use {PRUNING_SHARE:.0%} of the budget."
-        outcome = dataclasses.replace(outcome, choice=dataclasses.replace(outcome.choice, reason=reason))
+    outcome = dataclasses.replace(_prune(bench, suspicion), verdict=verdict)
     if verdict.verdict == "clean" and budget is not None:
         network.load(before)
         reason = "The network was judged clean, so nothing was pruned. Ask for a fixed pruning to prune all the same."
@@ -109,6 +104,24 @@ def auto(bench: Workbench) -> Outcome:
         repair = dataclasses.replace(NOT_ATTEMPTED, reason="The specification asks for pruning alone.")
         return dataclasses.replace(outcome, repair=repair, estimate=_estimate(bench, outcome, suspicion))
     return _repair(bench, outcome, before, findings, suspicion, budget)
+
+
+def _prune(bench: Workbench, suspicion: Suspicion) -> Outcome:
+    """Prune no further than the suspects' success falls: within part of the budget, or by itself surely within it.
+
+    A repair trains on some of the images, so that others choose; where none follows, all choose.
+    """
+    limits, exhibited = limits_of(bench.spec), _exhibited(bench, suspicion)
+    if not bench.spec.repair:
+        limits = dataclasses.replace(limits, errors=SURELY)
+        everything = dataclasses.replace(bench, select=bench.repair.join(bench.select))
+        return prune_with(everything, exhibited, sparing=True, limits=limits)
+    limits = dataclasses.replace(limits, accuracy_drop=PRUNING_SHARE * limits.accuracy_drop)
+    outcome = prune_with(bench, exhibited, sparing=True, limits=limits)
+    if not isinstance(bench.spec.selection, AccuracyBudget):
+        return outcome
+    reason = f"{outcome.choice.reason} A repair follows: pruning may use {PRUNING_SHARE:.0%} of the budget."
+    return dataclasses.replace(outcome, choice=dataclasses.replace(outcome.choice, reason=reason))
 
 
 def _exhibited(bench: Workbench, suspicion: Suspicion) -> list[Suspected]:

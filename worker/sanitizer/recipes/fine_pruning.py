@@ -13,6 +13,7 @@ from worker.sanitizer.evaluate import predict
 from worker.sanitizer.recipes.thresholds import curve
 from worker.sanitizer.recipes.workbench import Outcome, Workbench
 from worker.sanitizer.report import Choice
+from worker.sanitizer.selection import Limits
 from worker.sanitizer.sweep import SweepPoint, worst_recall_drop
 from worker.sanitizer.training import Schedule, fine_tune
 
@@ -46,6 +47,7 @@ def fine_pruning(bench: Workbench) -> Outcome:
             advance(step)
             if seen <= points[0].accuracy * (1 - RELATIVE_ACCURACY_DROP):
                 break
+    limits = Limits(accuracy_drop=points[0].accuracy * RELATIVE_ACCURACY_DROP)
     floor = points[0].accuracy * (1 - RELATIVE_ACCURACY_DROP)
     chosen = max(
         (point for point in points if point.accuracy > floor), key=lambda point: point.count, default=points[0]
@@ -63,5 +65,5 @@ def fine_pruning(bench: Workbench) -> Outcome:
         ),
         mask=mask,
         scores=scores,
-        curve=curve(points, site.num_channels, len(select), points[0].accuracy * RELATIVE_ACCURACY_DROP),
+        curve=curve(points, site.num_channels, len(select), limits),
     )

@@ -16,9 +16,10 @@ from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.network import Site
 from worker.sanitizer.recipes.channel_scores import Material, Shown, channel_scores
 from worker.sanitizer.recipes.scope import in_scope
-from worker.sanitizer.recipes.thresholds import and_recall, curve
+from worker.sanitizer.recipes.thresholds import at_most, curve, limits_of
 from worker.sanitizer.recipes.workbench import Outcome, Workbench
 from worker.sanitizer.report import Choice, CurvePoint
+from worker.sanitizer.selection import Limits
 from worker.sanitizer.spec import NEEDS_TRIGGER_SAMPLES, NEEDS_TRIGGERS, AccuracyBudget, FixedFraction, SanitizeSpec
 from worker.sanitizer.sweep import grid, sweep
 from worker.sanitizer.trigger import Triggers, success, synthesise
@@ -87,11 +88,13 @@ def suspects(bench: Workbench) -> list[Suspected]:
     return [suspected for _, suspected in found[:NUM_SUSPECTED]]
 
 
-def prune_with(bench: Workbench, triggers: Sequence[Suspected], *, sparing: bool = False) -> Outcome:
+def prune_with(
+    bench: Workbench, triggers: Sequence[Suspected], *, sparing: bool = False, limits: Limits | None = None
+) -> Outcome:
     """Score, choose and silence; `triggers` stand for the trigger where the inputs are synthetic.
 
-    Within an accuracy budget the strongest pruning is chosen; a `sparing` one, which a repair follows, goes no further
-    than the triggers' success falls.
+    Within an accuracy budget the strongest pruning is chosen; a `sparing` one goes no further than the triggers'
+    success falls. `limits` stand for that budget's.
 
     Raises:
         NetworkRefusedError: `spec.scope` names a layer that is not there.
@@ -103,7 +106,8 @@ def prune_with(bench: Workbench, triggers: Sequence[Suspected], *, sparing: bool
     scores = channel_scores(Material(bench=bench, sites=sites, clean=clean, triggered=triggered, shown=shown))
     sites = tuple(site for site in sites if site.name in scores)
     each = [one.triggers.take([one.which]) for one in triggers]
-    count, reason, points = _choose(bench, sites, scores, each, sparing)
+    limits = limits_of(spec) if limits is None else limits
+    count, reason, points = _choose(bench, sites, scores, each, sparing, limits)
     mask = masks.from_ranking(sites, masks.rank(scores, descending=spec.order == "descending"), count)
     masks.silence(network, mask)
     choice = Choice(num_pruned=count, num_in_scope=sum(site.num_channels for site in sites), reason=reason)
@@ -142,7 +146,12 @@ def _profile(
 
 
 def _choose(
-    bench: Workbench, sites: Sequence[Site], scores: criteria.Scores, triggers: Sequence[Triggers], sparing: bool
+    bench: Workbench,
+    sites: Sequence[Site],
+    scores: criteria.Scores,
+    triggers: Sequence[Triggers],
+    sparing: bool,
+    limits: Limits,
 ) -> tuple[int, str, list[CurvePoint]]:
     spec: SanitizeSpec = bench.spec
     descending = spec.order == "descending"
@@ -161,13 +170,11 @@ def _choose(
         points = sweep(
             bench.network, sites, ranking, counts, select.pixels_NCHW, select.labels, triggers=triggers, advance=advance
         )
-    choose = selection.least_success_within_budget if sparing else selection.strongest_within_budget
-    chosen = choose(points, budget.max_accuracy_drop, budget.max_recall_drop)
-    stated = curve(points, num_channels, len(select), budget.max_accuracy_drop, budget.max_recall_drop)
+    chosen = (selection.least_success_within if sparing else selection.strongest_within)(points, limits)
+    stated = curve(points, num_channels, len(select), limits)
     rule = "pruning under which the synthesised triggers work least" if sparing else "strongest pruning"
     reason = (
-        f"The {rule} of the sweep that loses at most {budget.max_accuracy_drop:.1%} of accuracy"
-        f"{and_recall(budget.max_recall_drop)} on the selection split ({points[0].accuracy:.1%} before, "
-        f"{chosen.accuracy:.1%} after)."
+        f"The {rule} of the sweep that {at_most(limits)} on {len(select)} images that were not held out "
+        f"({points[0].accuracy:.1%} before, {chosen.accuracy:.1%} after)."
     )
     return chosen.count, reason, stated

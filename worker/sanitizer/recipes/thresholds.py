@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from worker.sanitizer import masks, selection
+from worker.sanitizer import masks
 from worker.sanitizer.criteria import Scores
 from worker.sanitizer.evaluate import wilson
 from worker.sanitizer.network import Site
 from worker.sanitizer.recipes.workbench import Outcome, Workbench
 from worker.sanitizer.report import Choice, CurvePoint
+from worker.sanitizer.selection import Limits, strongest_within
 from worker.sanitizer.spec import AccuracyBudget, SanitizeSpec
 from worker.sanitizer.sweep import SweepPoint, sweep
 
@@ -22,14 +23,11 @@ DEFAULT_ACCURACY_DROP = 0.02
 THRESHOLDS = tuple(step / 20 for step in range(20))
 
 
-def max_accuracy_drop(spec: SanitizeSpec) -> float:
+def limits_of(spec: SanitizeSpec) -> Limits:
     """The specification's accuracy budget, or the default one."""
-    return spec.selection.max_accuracy_drop if isinstance(spec.selection, AccuracyBudget) else DEFAULT_ACCURACY_DROP
-
-
-def max_recall_drop(spec: SanitizeSpec) -> float | None:
-    """The specification's bound on the loss of any class's recall, None without one."""
-    return spec.selection.max_recall_drop if isinstance(spec.selection, AccuracyBudget) else None
+    if isinstance(spec.selection, AccuracyBudget):
+        return Limits(accuracy_drop=spec.selection.max_accuracy_drop, recall_drop=spec.selection.max_recall_drop)
+    return Limits(accuracy_drop=DEFAULT_ACCURACY_DROP)
 
 
 def prune_low_masks(bench: Workbench, sites: Sequence[Site], soft: Scores) -> Outcome:
@@ -43,8 +41,8 @@ def prune_low_masks(bench: Workbench, sites: Sequence[Site], soft: Scores) -> Ou
     ranking = masks.rank(soft, descending=False)
     counts = [sum(float(soft[name][channel]) <= threshold for name, channel in ranking) for threshold in THRESHOLDS]
     points = _sweep(bench, sites, ranking, counts)
-    budget, recall_budget = max_accuracy_drop(bench.spec), max_recall_drop(bench.spec)
-    chosen = selection.strongest_within_budget(points, budget, recall_budget)
+    limits = limits_of(bench.spec)
+    chosen = strongest_within(points, limits)
     mask = masks.from_ranking(sites, ranking, chosen.count)
     masks.silence(bench.network, mask)
     num_channels = sum(site.num_channels for site in sites)
@@ -54,36 +52,30 @@ def prune_low_masks(bench: Workbench, sites: Sequence[Site], soft: Scores) -> Ou
         choice=Choice(
             num_pruned=chosen.count,
             num_in_scope=num_channels,
-            reason=f"Soft masks up to {where}, the largest that loses at most {budget:.1%} of accuracy"
-            f"{and_recall(recall_budget)} on the selection split ({points[0].accuracy:.1%} before, "
-            f"{chosen.accuracy:.1%} after).",
+            reason=f"Soft masks up to {where}, the largest that {at_most(limits)} on the selection split "
+            f"({points[0].accuracy:.1%} before, {chosen.accuracy:.1%} after).",
         ),
         mask=mask,
         scores=soft,
-        curve=curve(points, num_channels, len(bench.select), budget, recall_budget),
+        curve=curve(points, num_channels, len(bench.select), limits),
     )
 
 
-def and_recall(recall_budget: float | None) -> str:
-    """What a sentence on the accuracy budget goes on with."""
-    return "" if recall_budget is None else f" and {recall_budget:.1%} of any class's recall"
+def at_most(limits: Limits) -> str:
+    """What a sentence says of a pruning that keeps them."""
+    verb = "surely loses" if limits.errors else "loses"
+    recall = "" if limits.recall_drop is None else f" and {limits.recall_drop:.1%} of any class's recall"
+    return f"{verb} at most {limits.accuracy_drop:.1%} of accuracy{recall}"
 
 
-def curve(
-    points: Sequence[SweepPoint],
-    num_channels: int,
-    num_images: int,
-    accuracy_budget: float,
-    recall_budget: float | None = None,
-) -> list[CurvePoint]:
+def curve(points: Sequence[SweepPoint], num_channels: int, num_images: int, limits: Limits) -> list[CurvePoint]:
     """The sweep as the report states it; the first point is the unpruned network.
 
     Args:
         points: Of the sweep.
         num_channels: In scope.
         num_images: That each point was judged on.
-        accuracy_budget: The largest admissible loss of accuracy.
-        recall_budget: The largest admissible loss of any class's recall, None for any.
+        limits: Of what is admissible.
     """
     rows = []
     for point in points:
@@ -97,7 +89,7 @@ def curve(
                 accuracy_high=interval.high,
                 worst_recall_drop=point.recall_drop,
                 synthetic_attack_success=point.success,
-                admissible=selection.admissible(point, points[0].accuracy, accuracy_budget, recall_budget),
+                admissible=limits.admit(point, points[0].accuracy),
             )
         )
     return rows

@@ -81,7 +81,5 @@ def try_targets(bench: Workbench, findings: Findings, before: Snapshot) -> list[
 
 def _halves(bench: Workbench) -> list[Images]:
     """All clean images that a recipe may see, in two random halves."""
-    pixels_NCHW = torch.cat([bench.repair.pixels_NCHW, bench.select.pixels_NCHW])
-    labels_N = torch.cat([bench.repair.labels, bench.select.labels])
-    order_N = torch.randperm(len(labels_N), generator=bench.generator)
-    return [Images(pixels_NCHW[index], labels_N[index]) for index in order_N.chunk(2)]
+    images = bench.repair.join(bench.select)
+    return [images.take(index) for index in torch.randperm(len(images), generator=bench.generator).chunk(2)]

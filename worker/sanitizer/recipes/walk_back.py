@@ -7,8 +7,9 @@ import torch
 from worker.sanitizer.evaluate import predict
 from worker.sanitizer.recipes.workbench import Workbench
 from worker.sanitizer.repair import Snapshot, interpolate
-from worker.sanitizer.selection import TOLERANCE, accuracy_drop
+from worker.sanitizer.selection import TOLERANCE
 from worker.sanitizer.spec import AccuracyBudget
+from worker.sanitizer.sweep import accuracy_drop
 
 # Shares of the way from the suspect to the repaired network that are tried, until the budget holds.
 WALK_BACK = (1.0, 0.85, 0.7, 0.55, 0.4)
