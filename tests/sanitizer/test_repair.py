@@ -7,9 +7,9 @@ from torch.nn import functional
 from tests.sanitizer.conftest import TARGET
 from worker.sanitizer import masks, repair
 from worker.sanitizer.recipes.auto import SURE
-from worker.sanitizer.repair import Course, interpolate, snapshot, unlearn
+from worker.sanitizer.repair import Course, chances, interpolate, snapshot, stamp_randomly, unlearn
 from worker.sanitizer.residual import ResidualSearch
-from worker.sanitizer.trigger import synthesise
+from worker.sanitizer.trigger import Triggers, synthesise
 
 COURSE = Course(
     anchor_weight=7.0, trigger_weight=3.0, random_weight=5.0, residual_weight=2.0, patchwork=True, batch_size=16,
@@ -64,7 +64,7 @@ def test_the_first_step_descends_the_stated_loss(suspect, monkeypatch):
     unlearnt(made.bench, start, course=COURSE, steps=1, anchor=anchor)
     pixels = given["patchwork"][0]
     labels = made.bench.repair.labels[nearest(made.bench.repair.pixels_NCHW, pixels)]
-    assert given["stamp_randomly"][1] is given["disturb"][0] is seen["patchwork"]
+    assert given["stamp_randomly"][2] is given["disturb"][0] is seen["patchwork"]
 
     parameters = twin.parameters()
     pieced = seen["patchwork"]
@@ -91,6 +91,21 @@ def nearest(pixels_NCHW, shifted_BCHW):
     inside = [move[:, :, 1:-1, 1:-1].flatten(1) for move in moves]
     images = pixels_NCHW[:, :, 1:-1, 1:-1].flatten(1)
     return torch.stack([torch.cdist(move, images) for move in inside]).amin(dim=0).argmin(dim=1)
+
+
+def test_masks_are_drawn_in_inverse_proportion_to_their_size():
+    amounts = torch.tensor([0.0, 0.2, 0.1, 0.4]).view(4, 1, 1, 1).expand(4, 1, 5, 2)  # 0, 2, 1 and 4 pixels
+    triggers = Triggers("mask", torch.arange(4), amounts, torch.ones(4, 1, 5, 2))
+    chance = chances(triggers)
+    assert chance.tolist() == pytest.approx([weight / 11.75 for weight in (10.0, 0.5, 1.0, 0.25)])
+    chance = chances(triggers.take([1, 2, 3]))
+    stamped = stamp_randomly(
+        triggers.take([1, 2, 3]), chance, torch.zeros(7000, 1, 5, 2), torch.Generator().manual_seed(0)
+    )
+    sizes = stamped.flatten(1).sum(dim=1).round()
+    counts = [int((sizes == size).sum()) for size in (2, 1, 4)]
+    assert sum(counts) == 7000
+    assert counts == pytest.approx([2000, 4000, 1000], rel=0.1)
 
 
 def test_the_planted_backdoor_is_unlearnt_and_accuracy_kept(suspect):

@@ -27,6 +27,8 @@ MAX_SHIFT = 1
 WARM_UP_SHARE = 0.2
 # Searches for triggers that depend on the image; where each leads wherever it can, no class need be suspected.
 NUM_RESIDUAL = 4
+# No mask counts as smaller than this, in pixels.
+SMALLEST_MASK = 0.1
 # Per root of the number of input values: three times the radius of the perturbations that the verdict weighs.
 RESIDUAL_RADIUS_PER_ROOT = 4.5 / 28
 
@@ -111,10 +113,11 @@ def unlearn(
 
         CE(f(x), y) + w K(z) + v K(t(z)) + r K(d(z)) + q K(g(z))  with  K(z') = KL(f₀(z) ‖ f(z')),
 
-    where f₀ is the suspect, z a patchwork of the batch, t one of the masks, d a random trigger and g one that depends
-    on the image and leads where it was asked to. The suspect's answers to z are what it knows of clean images; there is
-    no end of patchworks, so none is learnt by heart. Without patchworks z is x, and CE(f(t(x)), y) stands for K(t(z)).
-    The sizes of the masks are bounded, so that what every network has, large universal perturbations, is left alone.
+    where f₀ is the suspect, z a patchwork of the batch, t one of the masks by its `chances`, d a random trigger and g
+    one that depends on the image and leads where it was asked to. The suspect's answers to z are what it knows of clean
+    images; there is no end of patchworks, so none is learnt by heart. Without patchworks z is x, and CE(f(t(x)), y)
+    stands for K(t(z)). The sizes of the masks are bounded, so that what every network has, large universal
+    perturbations, is left alone.
 
     Args:
         network: Changed in place.
@@ -147,7 +150,7 @@ def unlearn(
             radius=RESIDUAL_RADIUS_PER_ROOT * math.sqrt(images.pixels_NCHW[0].numel()),
             generator=generator,
         )
-    device = network.device
+    device, chance_T = network.device, chances(start)
     small = minibatches(images, batch_size=course.search_batch, generator=generator, device=device)
     parameters = list(network.parameters().values())
     optimizer = torch.optim.Adam(parameters, lr=RATE)
@@ -159,7 +162,7 @@ def unlearn(
         pieced_BCHW = patchwork(pixels_BCHW, generator) if course.patchwork else pixels_BCHW
         with torch.no_grad():
             anchor_BK = network(pieced_BCHW, anchor).softmax(dim=1)
-        lessons = _lessons(course, pixels_BCHW, pieced_BCHW, search.triggers(), generator)
+        lessons = _lessons(course, pixels_BCHW, pieced_BCHW, search.triggers(), chance_T, generator)
         if residual is not None:
             residual.step(*few)
             lessons.append(Lesson(residual.stamp_randomly(pieced_BCHW), anchor_weight=course.residual_weight))
@@ -179,9 +182,14 @@ def unlearn(
 
 
 def _lessons(
-    course: Course, pixels_BCHW: Tensor, pieced_BCHW: Tensor, triggers: Triggers, generator: torch.Generator
+    course: Course,
+    pixels_BCHW: Tensor,
+    pieced_BCHW: Tensor,
+    triggers: Triggers,
+    chance_T: Tensor,
+    generator: torch.Generator,
 ) -> list[Lesson]:
-    stamped_BCHW = stamp_randomly(triggers, pieced_BCHW, generator)
+    stamped_BCHW = stamp_randomly(triggers, chance_T, pieced_BCHW, generator)
     if not course.patchwork:
         return [
             Lesson(pixels_BCHW, labels_weight=1.0, anchor_weight=course.anchor_weight),
@@ -197,9 +205,19 @@ def _lessons(
     return lessons
 
 
-def stamp_randomly(triggers: Triggers, pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image with one of the triggers, drawn at random: (B, C, H, W) in [0, 1]."""
-    which_B = torch.randint(len(triggers), (len(pixels_BCHW),), generator=generator).to(pixels_BCHW.device)
+def chances(triggers: Triggers) -> Tensor:
+    """How often each mask is drawn, (T,) on the CPU: in inverse proportion to its size, together 1.
+
+    Of several suspects the one of the smallest mask is the likeliest backdoor, and hides the least of an image.
+    """
+    chance_T = 1 / triggers.size().double().cpu().clamp_min(SMALLEST_MASK)
+    return chance_T / chance_T.sum()
+
+
+def stamp_randomly(triggers: Triggers, chance_T: Tensor, pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image with one of the triggers, drawn by their chances: (B, C, H, W) in [0, 1]."""
+    which_B = torch.multinomial(chance_T, len(pixels_BCHW), replacement=True, generator=generator)
+    which_B = which_B.to(pixels_BCHW.device)
     amount_B1HW, pattern_BCHW = triggers.amount_T1HW[which_B], triggers.pattern_TCHW[which_B]
     if triggers.family == "mask":
         return (1 - amount_B1HW) * pixels_BCHW + amount_B1HW * pattern_BCHW

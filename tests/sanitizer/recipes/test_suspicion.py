@@ -41,6 +41,9 @@ PLAIN = [(7, 0.0, 0.0, 0.05), (8, 0.0, 0.0, 0.05), (9, 0.0, 0.0, 0.05)]
         ([(1, 0.9, 2.0, 0.05), (2, 0.91, 2.0, 0.05), (3, 0.92, 2.0, 0.05), (4, 0.93, 2.0, 0.05), *PLAIN], [4, 3, 2]),
         # What costs little to unlearn is taken, whatever else speaks against it.
         ([(2, 3.0, 4.0, 0.05), (3, 0.0, 0.0, 0.02), *PLAIN], [2, 3]),
+        # And what has a mask of less than a third of the median's size, though it be dear to unlearn.
+        ([(2, 3.0, 4.0, 0.05), (3, math.log(3.1), -1.0, 0.09), *PLAIN], [2, 3]),
+        ([(2, 3.0, 4.0, 0.05), (3, math.log(2.9), -1.0, 0.09), *PLAIN], [2]),
     ],
 )
 def test_the_strongest_classes_and_the_cheap_ones_are_suspected(candidates, targets):
@@ -48,13 +51,13 @@ def test_the_strongest_classes_and_the_cheap_ones_are_suspected(candidates, targ
 
 
 def test_classes_that_the_verdict_is_sure_of_are_suspected_however_far_apart():
-    candidates = [(2, 3.0, 4.0, 0.05), (3, 1.5, 2.0, 0.05), *PLAIN]
+    candidates = [(2, 3.0, 4.0, 0.05), (3, 1.0, 2.0, 0.05), *PLAIN]
     assert suspected(candidates) == [2]
     assert suspected(candidates, sure=(2, 3)) == [2, 3]
 
 
 def test_a_class_that_the_verdict_names_for_one_loud_statistic_is_suspected_too():
-    candidates = [(2, 0.9, 1.0, 0.05), (3, 3.0, 0.0, 0.05), *PLAIN]
+    candidates = [(2, 0.9, 1.0, 0.05), (3, 0.0, 9.0, 0.05), *PLAIN]
     assert suspected(candidates) == [2]
     assert suspected(candidates, named=(3,)) == [2, 3]
 

@@ -19,7 +19,7 @@ from worker.sanitizer.recipes.thresholds import limits_of
 from worker.sanitizer.recipes.trials import try_targets
 from worker.sanitizer.recipes.walk_back import is_finite, right, walk_back, within_budget
 from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
-from worker.sanitizer.repair import Course, Snapshot, snapshot, unlearn
+from worker.sanitizer.repair import Course, Snapshot, chances, snapshot, unlearn
 from worker.sanitizer.report import Repair, RepairStatus, SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
@@ -201,7 +201,8 @@ def _unlearn_again(
     found = _invert_again(bench, [ANYWHERE]).join(findings.anywhere)
     again = _doubled(bench, suspicion).join(found, bounds(found))
     # The suspects' own triggers keep the weight that they had.
-    weight = course.trigger_weight * len(again.triggers) / (len(again.triggers) - len(found))
+    own = 1 - float(chances(again.triggers)[-len(found) :].sum())
+    weight = course.trigger_weight / own
     course = dataclasses.replace(course, trigger_weight=weight)
     _unlearn(bench, again, before, course, mask, LEAST_UNLEARN_STEPS, phase="repair_again")
 

@@ -5,6 +5,7 @@ Shapes: T triggers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ CLOSE_TO_STRONGEST = 0.35
 MAX_CLOSE = 3
 # A target with at least this relief is always taken: to unlearn it costs little, whether it is a backdoor or not.
 CHEAP = 0.5
+# So is one whose mask is smaller than a third of the median class's, whatever the other statistics say: to unlearn a
+# small mask costs little too.
+SMALL = math.log(3)
 # A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, and always to
 # a 64th of the image, but beyond a sixteenth of it only by half: what covers more is what an object looks like.
 GROWTH = 3.0
@@ -72,9 +76,10 @@ def bounds(triggers: Triggers) -> torch.Tensor:
 
 
 def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
-    """The classes that the verdict is sure of, else the strongest and those it names; cheap ones; anywhere if tried.
+    """Whom to unlearn, the strongest first.
 
-    The strongest of them comes first.
+    The classes that the verdict is sure of, or else the strongest; those that it names; those that are cheap to unlearn
+    or have a small mask; and the trigger that leads anywhere, if it was tried.
     """
     strength_T, relief_T = strength(candidates), relief(candidates)
     classes = [row for row, one in enumerate(candidates) if one.target != ANYWHERE]
@@ -84,8 +89,9 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     least = float(strength_T[classes[0]]) - CLOSE_TO_STRONGEST
     close = [row for row in classes if float(strength_T[row]) >= least][:MAX_CLOSE]
     cheap = [row for row in classes if float(relief_T[row]) > CHEAP]
+    small = [row for row in classes if candidates[row].prominence > SMALL]
     anywhere = [row for row, one in enumerate(candidates) if one.target == ANYWHERE]
-    suspects = [candidates[row].trigger for row in dict.fromkeys([*(sure or close), *named, *cheap, *anywhere])]
+    suspects = [candidates[row].trigger for row in dict.fromkeys([*(sure or close), *named, *cheap, *small, *anywhere])]
     triggers = suspects[0]
     for trigger in suspects[1:]:
         triggers = triggers.join(trigger)
