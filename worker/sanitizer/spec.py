@@ -152,8 +152,10 @@ class InputSpec:
 class AccuracyBudget:
     """Sweep nested masks and keep the strongest that loses at most `max_accuracy_drop` (0.02 is two points).
 
+    `auto` keeps the one under which its triggers work least, and without a repair it must keep the budget surely.
+
     Attributes:
-        max_accuracy_drop: Of clean accuracy on the selection split.
+        max_accuracy_drop: Of clean accuracy on images that are not held out.
         num_points: Of the sweep.
         max_fraction: Of the channels in scope that may go.
         max_recall_drop: The largest loss of any one class's recall on the selection split; None for no bound. A class
