@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     judged = [row for row in rows.finished(rows.read(cache_folder() / rows.FILE_NAME)).values() if _counts(row)]
     library = options.library or (judged[-1]["library"] if judged else "")
-    judged = _first_of_each_model([row for row in judged if row["library"] == library])
+    judged = _one_of_each_model([row for row in judged if row["library"] == library])
     bank = [row for row in judged if row["attack"] is None and is_calibration(row["model"])]
     if not bank:
         print("no clean model of the bank was judged", file=sys.stderr)
@@ -64,9 +64,10 @@ def _counts(row: Row) -> bool:
     )
 
 
-def _first_of_each_model(judged: Sequence[Row]) -> list[Row]:
+def _one_of_each_model(judged: Sequence[Row]) -> list[Row]:
+    """That of pruning alone where there is one, so that what clean models lost is about one recipe."""
     found: dict[str, Row] = {}
-    for row in judged:
+    for row in sorted(judged, key=lambda row: row["recipe"] == "auto"):
         found.setdefault(row["model"], row)
     return [found[config.name] for config in all_models() if config.name in found]
 
