@@ -46,6 +46,7 @@ class Course:
         search_batch: Images of a step of the search.
         random_weight: r of patchworks under random triggers.
         residual_weight: q of patchworks under triggers that depend on the image.
+        small_first: Whether smaller masks are drawn more often, or all alike.
     """
 
     anchor_weight: float
@@ -55,6 +56,7 @@ class Course:
     search_batch: int
     random_weight: float = 0.0
     residual_weight: float = 0.0
+    small_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ def unlearn(
             radius=RESIDUAL_RADIUS_PER_ROOT * math.sqrt(images.pixels_NCHW[0].numel()),
             generator=generator,
         )
-    device, chance_T = network.device, chances(start)
+    device, chance_T = network.device, chances(start, course)
     small = minibatches(images, batch_size=course.search_batch, generator=generator, device=device)
     parameters = list(network.parameters().values())
     optimizer = torch.optim.Adam(parameters, lr=RATE)
@@ -205,12 +207,13 @@ def _lessons(
     return lessons
 
 
-def chances(triggers: Triggers) -> Tensor:
-    """How often each mask is drawn, (T,) on the CPU: in inverse proportion to its size, together 1.
+def chances(triggers: Triggers, course: Course) -> Tensor:
+    """How often each mask is drawn, (T,) on the CPU, together 1: alike, or in inverse proportion to its size.
 
     Of several suspects the one of the smallest mask is the likeliest backdoor, and hides the least of an image.
     """
-    chance_T = 1 / triggers.size().double().cpu().clamp_min(SMALLEST_MASK)
+    size_T = triggers.size().double().cpu().clamp_min(SMALLEST_MASK)
+    chance_T = 1 / size_T if course.small_first else torch.ones_like(size_T)
     return chance_T / chance_T.sum()
 
 

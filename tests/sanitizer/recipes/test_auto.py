@@ -141,7 +141,5 @@ def test_pruning_alone_surely_keeps_the_budget_on_every_image_that_may_choose(sh
     assert drop + 1.645 * error <= budget
     chosen = next(point for point in outcome.curve if point.num_pruned == outcome.choice.num_pruned)
     assert chosen.accuracy == pytest.approx(float(after_N.double().mean()))
-    refused = [point for point in outcome.curve if not point.admissible]
-    assert any(outcome.curve[0].accuracy - point.accuracy < budget for point in refused)
-    assert f"on {len(images)} images" in outcome.choice.reason
+    assert f"surely loses at most 20.0% of accuracy on {len(images)} images" in outcome.choice.reason
     assert outcome.repair.status == "not_attempted"

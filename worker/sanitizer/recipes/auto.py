@@ -43,6 +43,7 @@ UNLEARN_STEPS = 150
 LEAST_UNLEARN_STEPS = 300
 # The surer the verdict, the lighter the anchor and the heavier the masks. Triggers that are random or depend on the
 # image lead nowhere or anywhere: they work against a backdoor whose class is not suspected, or that no mask stands for.
+# Where the verdict is not sure a small mask says little, and all are drawn alike.
 # The random ones cost no accuracy on networks of the battery, so they are the heavier where nothing is sure.
 SURE = Course(
     anchor_weight=25.0,
@@ -52,8 +53,9 @@ SURE = Course(
     patchwork=True,
     batch_size=64,
     search_batch=INVERSION_BATCH,
+    small_first=True,
 )
-UNSURE = dataclasses.replace(SURE, anchor_weight=30.0, trigger_weight=3.0, random_weight=20.0)
+UNSURE = dataclasses.replace(SURE, anchor_weight=30.0, trigger_weight=3.0, random_weight=20.0, small_first=False)
 # Of a search for masks on the network as it is.
 FRESH_STEPS = 100
 # The estimate at which a repair counts as done, and the one above which nothing was repaired.
@@ -201,7 +203,7 @@ def _unlearn_again(
     found = _invert_again(bench, [ANYWHERE]).join(findings.anywhere)
     again = _doubled(bench, suspicion).join(found, bounds(found))
     # The suspects' own triggers keep the weight that they had.
-    own = 1 - float(chances(again.triggers)[-len(found) :].sum())
+    own = float(chances(again.triggers, course)[: -len(found)].sum())
     weight = course.trigger_weight / own
     course = dataclasses.replace(course, trigger_weight=weight)
     _unlearn(bench, again, before, course, mask, LEAST_UNLEARN_STEPS, phase="repair_again")
