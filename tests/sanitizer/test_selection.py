@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.sanitizer.evaluate import divergence, recalls, wilson
+from worker.sanitizer.evaluate import accuracy_drop, divergence, recalls, wilson
 from worker.sanitizer.selection import (
     SUCCESS_TIE,
     Limits,
@@ -13,11 +13,11 @@ from worker.sanitizer.selection import (
     least_success_within,
     strongest_within,
 )
-from worker.sanitizer.sweep import SweepPoint, accuracy_drop, grid
+from worker.sanitizer.sweep import SweepPoint, grid
 
 
-def limits(accuracy_drop, recall_drop=None, errors=0.0):
-    return Limits(accuracy_drop=accuracy_drop, recall_drop=recall_drop, errors=errors)
+def limits(drop, recall_drop=None, errors=0.0):
+    return Limits(accuracy_drop=drop, recall_drop=recall_drop, errors=errors)
 
 
 @given(st.integers(1, 5000), st.integers(2, 200), st.floats(0.01, 0.99))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from worker.sanitizer.evaluate import accuracy, predict
+from worker.sanitizer.evaluate import accuracy, accuracy_drop, predict
 from worker.sanitizer.masks import from_ranking, rank, silenced
-from worker.sanitizer.sweep import accuracy_drop, sweep, worst_recall_drop
+from worker.sanitizer.sweep import sweep, worst_recall_drop
 
 
 def test_the_worst_class_is_found_by_hand_and_classes_without_images_do_not_count():

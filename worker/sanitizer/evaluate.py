@@ -16,6 +16,8 @@ from worker.sanitizer.network import Network
 from worker.sanitizer.report import Estimate
 
 Z_95 = 1.959963984540054
+# So many standard errors beyond a bound a one-sided test at 95 % lies.
+Z_95_ONE_SIDED = 1.645
 
 
 def log_probabilities(network: Network, pixels_NCHW: Tensor) -> Tensor:
@@ -55,6 +57,18 @@ def recalls(predicted_N: Tensor, labels_N: Tensor, num_classes: int) -> Tensor:
     """Per class the share of its images predicted as it, (K,) float64; NaN for a class without images."""
     hits_K = torch.bincount(labels_N[predicted_N == labels_N], minlength=num_classes).double()
     return hits_K / torch.bincount(labels_N, minlength=num_classes).double()
+
+
+def accuracy_drop(right_before_N: Tensor, right_after_N: Tensor) -> tuple[float, float]:
+    """How much accuracy was lost on the same images, and that difference's standard error.
+
+    Only images whose answer turned right or wrong say anything: with n₁ lost and n₂ won of N, the difference is
+    (n₁ - n₂) / N and its variance (n₁ + n₂ - (n₁ - n₂)² / N) / N² (as in McNemar's test).
+    """
+    number = len(right_before_N)
+    lost = int((right_before_N & ~right_after_N).sum())
+    won = int((~right_before_N & right_after_N).sum())
+    return (lost - won) / number, math.sqrt(lost + won - (lost - won) ** 2 / number) / number
 
 
 def wilson(hits: int, num_images: int) -> Estimate:

@@ -65,7 +65,7 @@ def bias_plot(rows: Sequence[LayerBias]) -> bytes:
 
 
 def curve_plot(points: Sequence[CurvePoint], num_pruned: int, max_accuracy_drop: float | None) -> bytes:
-    """Clean accuracy on the selection split under each nested mask, with the budget and the chosen point."""
+    """Clean accuracy on images to choose with under each nested mask, with the budget and the chosen point."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -90,7 +90,7 @@ def curve_plot(points: Sequence[CurvePoint], num_pruned: int, max_accuracy_drop:
             spot = ([fraction[chosen[0]]], [accuracy[chosen[0]]])
             axes.scatter(*spot, s=190, color=drawing.VERMILION, marker="D", label=name, zorder=4)
         axes.set_xlabel("channels pruned, % of those in scope")
-        axes.set_ylabel("clean accuracy, % (selection split)")
+        axes.set_ylabel("clean accuracy, % (images to choose with)")
         axes.set_ylim(*_room(accuracy))
         axes.legend(loc="lower left")
         drawing.title(

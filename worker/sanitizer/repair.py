@@ -27,10 +27,10 @@ MAX_SHIFT = 1
 WARM_UP_SHARE = 0.2
 # Searches for triggers that depend on the image; where each leads wherever it can, no class need be suspected.
 NUM_RESIDUAL = 4
-# No mask counts as smaller than this, in pixels.
-SMALLEST_MASK = 0.1
 # Per root of the number of input values: three times the radius of the perturbations that the verdict weighs.
 RESIDUAL_RADIUS_PER_ROOT = 4.5 / 28
+# No mask counts as smaller than this, in pixels.
+SMALLEST_MASK = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,8 @@ def unlearn(
             radius=RESIDUAL_RADIUS_PER_ROOT * math.sqrt(images.pixels_NCHW[0].numel()),
             generator=generator,
         )
-    device, chance_T = network.device, chances(start, course)
+    chance_T = chances(start, course)
+    device = network.device
     small = minibatches(images, batch_size=course.search_batch, generator=generator, device=device)
     parameters = list(network.parameters().values())
     optimizer = torch.optim.Adam(parameters, lr=RATE)

@@ -51,10 +51,11 @@ class AttackSuccess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """One nested mask of the sweep, judged on the selection split.
+    """One nested mask of the sweep, judged on images to choose with: the selection split, or all that are not held out.
 
     `accuracy_low` and `accuracy_high` are the accuracy's 95 % Wilson interval; `worst_recall_drop` is the largest loss
-    of any class's recall against the unpruned network, negative where every class gained.
+    of any class's recall against the unpruned network, negative where every class gained. A point is `admissible` if it
+    keeps the budget, surely so where nothing wins back what pruning loses.
     `synthetic_attack_success` is the largest success of the synthesised triggers that guided, null without any.
     """
 

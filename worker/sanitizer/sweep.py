@@ -1,15 +1,14 @@
-"""The curve of a ranking: nested masks in the ranking's order, each judged on the selection split."""
+"""The curve of a ranking: nested masks in the ranking's order, each judged on images to choose with."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from worker.sanitizer.evaluate import predict, recalls
+from worker.sanitizer.evaluate import accuracy_drop, predict, recalls
 from worker.sanitizer.masks import Ranking, from_ranking, silenced
 from worker.sanitizer.network import Network, Site
 from worker.sanitizer.trigger import Triggers, success
@@ -17,7 +16,7 @@ from worker.sanitizer.trigger import Triggers, success
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """A nested mask and what the selection split says of it.
+    """A nested mask and what the images to choose with say of it.
 
     Attributes:
         count: Channels it silences.
@@ -61,7 +60,7 @@ def sweep(
         sites: Those that the ranking names.
         ranking: Channels in the order in which they are silenced.
         counts: Of silenced channels, the first of them 0.
-        pixels_NCHW: Images of the selection split.
+        pixels_NCHW: Images to choose with, none of them held out.
         labels_N: Their labels.
         triggers: Synthesised triggers that guide.
         advance: Called with 1 after each mask.
@@ -74,24 +73,17 @@ def sweep(
             shares = [float(success(network, one, pixels_NCHW, labels_N).amax()) for one in triggers]
             predicted_N = predict(network, pixels_NCHW)
         first_N = predicted_N if first_N is None else first_N
-        accuracy = float((predicted_N == labels_N).double().mean())
-        drop = worst_recall_drop(first_N, predicted_N, labels_N)
-        _, error = accuracy_drop(first_N == labels_N, predicted_N == labels_N)
-        points.append(SweepPoint(bounded, accuracy, max(shares, default=None), drop, error))
+        right_N = predicted_N == labels_N
+        point = SweepPoint(
+            count=bounded,
+            accuracy=float(right_N.double().mean()),
+            success=max(shares, default=None),
+            recall_drop=worst_recall_drop(first_N, predicted_N, labels_N),
+            drop_error=accuracy_drop(first_N == labels_N, right_N)[1],
+        )
+        points.append(point)
         advance(1)
     return points
-
-
-def accuracy_drop(right_before_N: Tensor, right_after_N: Tensor) -> tuple[float, float]:
-    """How much accuracy was lost on the same images, and that difference's standard error.
-
-    Only images whose answer turned right or wrong say anything: with n₁ lost and n₂ won of N, the difference is
-    (n₁ - n₂) / N and its variance (n₁ + n₂ - (n₁ - n₂)² / N) / N² (as in McNemar's test).
-    """
-    number = len(right_before_N)
-    lost = int((right_before_N & ~right_after_N).sum())
-    won = int((~right_before_N & right_after_N).sum())
-    return (lost - won) / number, math.sqrt(lost + won - (lost - won) ** 2 / number) / number
 
 
 def worst_recall_drop(before_N: Tensor, after_N: Tensor, labels_N: Tensor) -> float:

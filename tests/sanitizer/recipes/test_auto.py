@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from worker.sanitizer import verdict as verdicts
-from worker.sanitizer.evaluate import predict
+from worker.sanitizer.evaluate import accuracy_drop, predict
 from worker.sanitizer.recipes import RECIPES
 from worker.sanitizer.repair import snapshot
 from worker.sanitizer.report import SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget, FixedFraction, SanitizeSpec
-from worker.sanitizer.sweep import accuracy_drop
 
 SHORT = {
     "verdict": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5, "HALF_OPEN_STEPS": 10},

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from worker.sanitizer.evaluate import Z_95_ONE_SIDED
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.prune import prune_with
@@ -35,16 +36,13 @@ from worker.sanitizer.verdict import (
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.25
-# Nothing wins back what pruning alone loses: it must keep the budget with so many standard errors of the loss added,
-# one-sided, at 95 %.
-SURELY = 1.645
 # Gradient steps of a round for each suspected class, at least so many.
 UNLEARN_STEPS = 150
 LEAST_UNLEARN_STEPS = 300
 # The surer the verdict, the lighter the anchor and the heavier the masks. Triggers that are random or depend on the
 # image lead nowhere or anywhere: they work against a backdoor whose class is not suspected, or that no mask stands for.
-# Where the verdict is not sure a small mask says little, and all are drawn alike.
-# The random ones cost no accuracy on networks of the battery, so they are the heavier where nothing is sure.
+# The random ones cost no accuracy on networks of the battery, so they are the heavier where nothing is sure. There a
+# small mask says little, and all are drawn alike.
 SURE = Course(
     anchor_weight=25.0,
     trigger_weight=6.0,
@@ -111,16 +109,17 @@ def auto(bench: Workbench) -> Outcome:
 def _prune(bench: Workbench, suspicion: Suspicion) -> Outcome:
     """Prune no further than the suspects' success falls: within part of the budget, or by itself surely within it.
 
-    A repair trains on some of the images, so that others choose; where none follows, all choose.
+    A repair trains on some of the images, so that others choose. Where none follows all choose, and nothing wins back
+    what is lost: with its error added, one-sided at 95 %, the loss must keep the budget.
     """
-    limits, exhibited = limits_of(bench.spec), _exhibited(bench, suspicion)
-    if not bench.spec.repair:
-        limits = dataclasses.replace(limits, errors=SURELY)
-        everything = dataclasses.replace(bench, select=bench.repair.join(bench.select))
-        return prune_with(everything, exhibited, sparing=True, limits=limits)
-    limits = dataclasses.replace(limits, accuracy_drop=PRUNING_SHARE * limits.accuracy_drop)
+    spec, limits, exhibited = bench.spec, limits_of(bench.spec), _exhibited(bench, suspicion)
+    if spec.repair:
+        limits = dataclasses.replace(limits, accuracy_drop=PRUNING_SHARE * limits.accuracy_drop)
+    else:
+        limits = dataclasses.replace(limits, errors=Z_95_ONE_SIDED)
+        bench = dataclasses.replace(bench, select=bench.repair.join(bench.select))
     outcome = prune_with(bench, exhibited, sparing=True, limits=limits)
-    if not isinstance(bench.spec.selection, AccuracyBudget):
+    if not (spec.repair and isinstance(spec.selection, AccuracyBudget)):
         return outcome
     reason = f"{outcome.choice.reason} A repair follows: pruning may use {PRUNING_SHARE:.0%} of the budget."
     return dataclasses.replace(outcome, choice=dataclasses.replace(outcome.choice, reason=reason))

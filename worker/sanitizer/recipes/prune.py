@@ -106,8 +106,7 @@ def prune_with(
     scores = channel_scores(Material(bench=bench, sites=sites, clean=clean, triggered=triggered, shown=shown))
     sites = tuple(site for site in sites if site.name in scores)
     each = [one.triggers.take([one.which]) for one in triggers]
-    limits = limits_of(spec) if limits is None else limits
-    count, reason, points = _choose(bench, sites, scores, each, sparing, limits)
+    count, reason, points = _choose(bench, sites, scores, each, sparing, limits or limits_of(spec))
     mask = masks.from_ranking(sites, masks.rank(scores, descending=spec.order == "descending"), count)
     masks.silence(network, mask)
     choice = Choice(num_pruned=count, num_in_scope=sum(site.num_channels for site in sites), reason=reason)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from worker.sanitizer.evaluate import predict
+from worker.sanitizer.evaluate import Z_95_ONE_SIDED, accuracy_drop, predict
 from worker.sanitizer.recipes.workbench import Workbench
 from worker.sanitizer.repair import Snapshot, interpolate
 from worker.sanitizer.selection import TOLERANCE
 from worker.sanitizer.spec import AccuracyBudget
-from worker.sanitizer.sweep import accuracy_drop
 
 # Shares of the way from the suspect to the repaired network that are tried, until the budget holds.
 WALK_BACK = (1.0, 0.85, 0.7, 0.55, 0.4)
-# The budget counts as broken where the loss is beyond it by so many standard errors: one-sided, at 95 %. A hundred
-# images to choose with often lose four points where ten thousand lose one, and walking back wakes the backdoor.
-BEYOND_CHANCE = 1.645
 
 
 def walk_back(
@@ -47,11 +43,15 @@ def within_budget(bench: Workbench, right_before_N: torch.Tensor, budget: Accura
 def admissible(
     budget: AccuracyBudget, right_before_N: torch.Tensor, right_after_N: torch.Tensor, labels_N: torch.Tensor
 ) -> bool:
-    """Whether what was lost, of the whole and of each class, is not beyond its bound by more than chance explains."""
+    """Whether what was lost, of the whole and of each class, is not beyond its bound by more than chance explains.
+
+    A hundred images to choose with often lose four points where ten thousand lose one, and walking back wakes the
+    backdoor.
+    """
 
     def within(which_N: torch.Tensor, bound: float) -> bool:
         drop, error = accuracy_drop(right_before_N[which_N], right_after_N[which_N])
-        return drop - BEYOND_CHANCE * error <= bound + TOLERANCE
+        return drop - Z_95_ONE_SIDED * error <= bound + TOLERANCE
 
     bound = budget.max_recall_drop
     return within(torch.ones_like(right_before_N), budget.max_accuracy_drop) and (
