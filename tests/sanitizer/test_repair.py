@@ -111,6 +111,16 @@ def test_masks_are_drawn_alike_or_in_inverse_proportion_to_their_size():
     assert counts == pytest.approx([2000, 4000, 1000], rel=0.1)
 
 
+def test_a_mask_whose_search_diverged_is_drawn_seldom_and_breaks_nothing(suspect):
+    made = suspect()
+    start = searched(made.bench, [1, 2], steps=1)
+    start.amount_T1HW[0] = 0.1
+    start.amount_T1HW[1] = torch.nan
+    course = dataclasses.replace(COURSE, small_first=True)
+    assert chances(start, course).tolist() == pytest.approx([10 / 11, 1 / 11])
+    unlearnt(made.bench, start, course=course, steps=2, anchor=snapshot(made.bench.network))
+
+
 def test_the_planted_backdoor_is_unlearnt_and_accuracy_kept(suspect):
     made = suspect()
     before = snapshot(made.bench.network)

@@ -211,9 +211,11 @@ def _lessons(
 def chances(triggers: Triggers, course: Course) -> Tensor:
     """How often each mask is drawn, (T,) on the CPU, together 1: alike, or in inverse proportion to its size.
 
-    Of several suspects the one of the smallest mask is the likeliest backdoor, and hides the least of an image.
+    Of several suspects the one of the smallest mask is the likeliest backdoor, and hides the least of an image. A mask
+    whose search diverged counts as one of the whole image.
     """
-    size_T = triggers.size().double().cpu().clamp_min(SMALLEST_MASK)
+    area = triggers.amount_T1HW[0].numel()
+    size_T = triggers.size().double().cpu().nan_to_num(nan=area).clamp_min(SMALLEST_MASK)
     chance_T = 1 / size_T if course.small_first else torch.ones_like(size_T)
     return chance_T / chance_T.sum()
 
