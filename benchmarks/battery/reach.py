@@ -26,7 +26,7 @@ BASELINES = ("paper", "fine_pruning", "clp", "bnp", "anp", "rnp", "awm", "ft", "
 BASELINE_SEEDS = (0,)
 # Of several seeds of one model only the first counts for the verdict: its Wilson interval needs independent cases.
 VERDICT_SEEDS = (0,)
-PRUNE_ONLY = "prune"
+PRUNE_ONLY = "auto:repair=false"
 PATCH_ATTACKS = ("patch", "checker", "all_to_all", "two_triggers")
 MAIN = planted(0.10, 0.05)
 # Float noise of differences between figures of four digits.

@@ -16,7 +16,7 @@ from worker.sanitizer.selection import (
 from worker.sanitizer.sweep import SweepPoint, grid
 
 
-def limits(drop, recall_drop=None, errors=0.0):
+def limits(drop, recall_drop=None, errors=None):
     return Limits(accuracy_drop=drop, recall_drop=recall_drop, errors=errors)
 
 
@@ -68,13 +68,23 @@ def test_a_class_that_loses_more_recall_than_it_may_makes_a_point_inadmissible()
 
 
 def test_a_limit_that_must_be_kept_surely_leaves_room_for_chance():
-    # Of a hundred images, four lost and none won: 4 points with an error of 2.
-    points = [SweepPoint(0, 0.90, 1.0), SweepPoint(2, 0.90, 0.5), SweepPoint(4, 0.86, 0.0, drop_error=0.0196)]
+    points = [
+        SweepPoint(0, 0.90, 1.0),
+        SweepPoint(2, 0.90, 0.5),
+        SweepPoint(4, 0.86, 0.0, label_drop=0.04, label_error=0.02),
+    ]
     for choose in (strongest_within, least_success_within):
         assert choose(points, limits(0.04)).count == 4
-        assert choose(points, limits(0.0596, errors=1.0)).count == 4
-        assert choose(points, limits(0.0595, errors=1.0)).count == 2
+        assert choose(points, limits(0.06, errors=1.0)).count == 4
+        assert choose(points, limits(0.0599, errors=1.0)).count == 2
+        assert choose(points, limits(0.04, errors=0.0)).count == 4
         assert choose(points, limits(0.04, errors=1.645)).count == 2
+
+
+def test_surely_holds_for_the_counts_too_and_no_number_keeps_no_limit():
+    points = [SweepPoint(0, 0.90), SweepPoint(3, 0.85), SweepPoint(5, 0.90, label_drop=float("nan"))]
+    assert strongest_within(points, limits(0.04, errors=1.0)).count == 0
+    assert strongest_within(points, limits(0.06, errors=1.0)).count == 3
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))

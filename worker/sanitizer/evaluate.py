@@ -60,15 +60,13 @@ def recalls(predicted_N: Tensor, labels_N: Tensor, num_classes: int) -> Tensor:
 
 
 def accuracy_drop(right_before_N: Tensor, right_after_N: Tensor) -> tuple[float, float]:
-    """How much accuracy was lost on the same images, and that difference's standard error.
+    """How much accuracy was lost on the same images, and that difference's standard error (as in McNemar's test)."""
+    return mean_and_error(right_before_N.double() - right_after_N.double())
 
-    Only images whose answer turned right or wrong say anything: with n₁ lost and n₂ won of N, the difference is
-    (n₁ - n₂) / N and its variance (n₁ + n₂ - (n₁ - n₂)² / N) / N² (as in McNemar's test).
-    """
-    number = len(right_before_N)
-    lost = int((right_before_N & ~right_after_N).sum())
-    won = int((~right_before_N & right_after_N).sum())
-    return (lost - won) / number, math.sqrt(lost + won - (lost - won) ** 2 / number) / number
+
+def mean_and_error(value_N: Tensor) -> tuple[float, float]:
+    """The mean of independent values, and its standard error."""
+    return float(value_N.mean()), float(value_N.std(correction=0)) / math.sqrt(len(value_N))
 
 
 def wilson(hits: int, num_images: int) -> Estimate:

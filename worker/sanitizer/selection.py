@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,19 +23,21 @@ class Limits:
     Attributes:
         accuracy_drop: The largest loss of clean accuracy.
         recall_drop: The largest loss of any class's recall, None for any.
-        errors: The loss of accuracy must keep its limit with so many of its standard errors added. Of many points the
-            one that chance favours is chosen, and loses more on images that it was not chosen by.
+        errors: How surely: with so many of its standard errors added the mean fall of the label's probability must keep
+            the limit of accuracy too; None for the counts alone. Of many points the one that chance favours is chosen,
+            and loses more on images that it was not chosen by.
     """
 
     accuracy_drop: float
     recall_drop: float | None = None
-    errors: float = 0.0
+    errors: float | None = None
 
     def admit(self, point: SweepPoint, baseline: float) -> bool:
         """Whether the point keeps them; `baseline` is the unpruned network's accuracy."""
         if self.recall_drop is not None and point.recall_drop > self.recall_drop + TOLERANCE:
             return False
-        return baseline - point.accuracy + self.errors * point.drop_error <= self.accuracy_drop + TOLERANCE
+        surely = -math.inf if self.errors is None else point.label_drop + self.errors * point.label_error
+        return all(lost <= self.accuracy_drop + TOLERANCE for lost in (baseline - point.accuracy, surely))
 
 
 def strongest_within(points: Sequence[SweepPoint], limits: Limits) -> SweepPoint:

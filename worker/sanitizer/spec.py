@@ -152,7 +152,8 @@ class InputSpec:
 class AccuracyBudget:
     """Sweep nested masks and keep the strongest that loses at most `max_accuracy_drop` (0.02 is two points).
 
-    `auto` keeps the one under which its triggers work least, and without a repair it must keep the budget surely.
+    `auto` keeps the one under which its triggers work least; without a repair it goes channel by channel, of which
+    `num_points` says nothing, and must keep the budget surely.
 
     Attributes:
         max_accuracy_drop: Of clean accuracy on images that are not held out.
@@ -160,7 +161,7 @@ class AccuracyBudget:
         max_fraction: Of the channels in scope that may go.
         max_recall_drop: The largest loss of any one class's recall on the selection split; None for no bound. A class
             has a recall in steps of one over its images there, so that few images need a generous bound. It bounds
-            every sweep; what `auto` trains afterwards is held to the accuracy alone.
+            every sweep, and what `auto` trains afterwards as far as chance does not explain the loss.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.sanitizer.evaluate import accuracy_drop, predict, recalls
+from worker.sanitizer.evaluate import log_probabilities, mean_and_error, recalls
 from worker.sanitizer.masks import Ranking, from_ranking, silenced
 from worker.sanitizer.network import Network, Site
 from worker.sanitizer.trigger import Triggers, success
@@ -23,14 +23,17 @@ class SweepPoint:
         accuracy: Clean accuracy.
         success: The largest success of the synthesised triggers that guided, None where there were none.
         recall_drop: The largest loss of any class's recall against the first point.
-        drop_error: Standard error of the accuracy lost against the first point.
+        label_drop: The mean fall of the label's probability against the first point. It tells of accuracy lost with
+            half the error that counts have: an answer that was unsure before says little.
+        label_error: Its standard error.
     """
 
     count: int
     accuracy: float
     success: float | None = None
     recall_drop: float = 0.0
-    drop_error: float = 0.0
+    label_drop: float = 0.0
+    label_error: float = 0.0
 
 
 def grid(num_channels: int, *, num_points: int, max_fraction: float) -> list[int]:
@@ -66,20 +69,25 @@ def sweep(
         advance: Called with 1 after each mask.
     """
     points: list[SweepPoint] = []
-    first_N = None
+    first_N: Tensor | None = None
+    first_label_N: Tensor | None = None
     for count in counts:
         bounded = min(count, len(ranking))
         with silenced(network, from_ranking(sites, ranking, bounded)):
             shares = [float(success(network, one, pixels_NCHW, labels_N).amax()) for one in triggers]
-            predicted_N = predict(network, pixels_NCHW)
-        first_N = predicted_N if first_N is None else first_N
-        right_N = predicted_N == labels_N
+            answers_NK = log_probabilities(network, pixels_NCHW)
+        predicted_N = answers_NK.argmax(dim=1)
+        label_N = answers_NK.gather(1, labels_N.unsqueeze(1)).squeeze(1).double().exp()
+        if first_N is None or first_label_N is None:
+            first_N, first_label_N = predicted_N, label_N
+        label_drop, label_error = mean_and_error(first_label_N - label_N)
         point = SweepPoint(
             count=bounded,
-            accuracy=float(right_N.double().mean()),
+            accuracy=float((predicted_N == labels_N).double().mean()),
             success=max(shares, default=None),
             recall_drop=worst_recall_drop(first_N, predicted_N, labels_N),
-            drop_error=accuracy_drop(first_N == labels_N, right_N)[1],
+            label_drop=label_drop,
+            label_error=label_error,
         )
         points.append(point)
         advance(1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from worker.sanitizer.evaluate import Z_95_ONE_SIDED
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
+from worker.sanitizer.recipes.cut_off import cut_off
 from worker.sanitizer.recipes.prune import prune_with
 from worker.sanitizer.recipes.scope import in_scope
 from worker.sanitizer.recipes.suspicion import Suspicion, bounds, suspect
@@ -113,14 +114,13 @@ def _prune(bench: Workbench, suspicion: Suspicion) -> Outcome:
     what is lost: with its error added, one-sided at 95 %, the loss must keep the budget.
     """
     spec, limits, exhibited = bench.spec, limits_of(bench.spec), _exhibited(bench, suspicion)
-    if spec.repair:
-        limits = dataclasses.replace(limits, accuracy_drop=PRUNING_SHARE * limits.accuracy_drop)
-    else:
-        limits = dataclasses.replace(limits, errors=Z_95_ONE_SIDED)
+    if not isinstance(spec.selection, AccuracyBudget):
+        return prune_with(bench, exhibited, sparing=True)
+    if not spec.repair:
         bench = dataclasses.replace(bench, select=bench.repair.join(bench.select))
+        return cut_off(bench, exhibited, dataclasses.replace(limits, errors=Z_95_ONE_SIDED))
+    limits = dataclasses.replace(limits, accuracy_drop=PRUNING_SHARE * limits.accuracy_drop)
     outcome = prune_with(bench, exhibited, sparing=True, limits=limits)
-    if not (spec.repair and isinstance(spec.selection, AccuracyBudget)):
-        return outcome
     reason = f"{outcome.choice.reason} A repair follows: pruning may use {PRUNING_SHARE:.0%} of the budget."
     return dataclasses.replace(outcome, choice=dataclasses.replace(outcome.choice, reason=reason))
 

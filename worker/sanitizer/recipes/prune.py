@@ -101,9 +101,8 @@ def prune_with(
     """
     network, spec = bench.network, bench.spec
     sites = in_scope(network, spec.scope)
-    shown = _shown(bench, triggers)
-    clean, triggered = _profile(bench, [] if spec.inputs == "clean" else shown)
-    scores = channel_scores(Material(bench=bench, sites=sites, clean=clean, triggered=triggered, shown=shown))
+    material = looked_at(bench, sites, triggers)
+    scores = channel_scores(material)
     sites = tuple(site for site in sites if site.name in scores)
     each = [one.triggers.take([one.which]) for one in triggers]
     count, reason, points = _choose(bench, sites, scores, each, sparing, limits or limits_of(spec))
@@ -114,11 +113,18 @@ def prune_with(
         choice=choice,
         mask=mask,
         scores=scores,
-        statistics=clean,
+        statistics=material.clean,
         curve=points,
         triggers=list(triggers),
-        triggered=triggered,
+        triggered=material.triggered,
     )
+
+
+def looked_at(bench: Workbench, sites: Sequence[Site], triggers: Sequence[Suspected]) -> Material:
+    """What the criteria of the specification look at: activations on clean images, and on images under the triggers."""
+    shown = _shown(bench, triggers)
+    clean, triggered = _profile(bench, [] if bench.spec.inputs == "clean" else shown)
+    return Material(bench=bench, sites=sites, clean=clean, triggered=triggered, shown=shown)
 
 
 def _shown(bench: Workbench, triggers: Sequence[Suspected]) -> list[Shown]:
