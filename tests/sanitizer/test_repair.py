@@ -15,7 +15,7 @@ from worker.sanitizer.trigger import Triggers, synthesise
 
 COURSE = Course(
     anchor_weight=7.0, trigger_weight=3.0, random_weight=5.0, residual_weight=2.0, patchwork=True, batch_size=16,
-    search_batch=8,
+    search_batch=8, temperature=2.0,
 )  # fmt: skip
 
 
@@ -72,10 +72,11 @@ def test_the_first_step_descends_the_stated_loss(suspect, monkeypatch):
     pieced = seen["patchwork"]
     weights = {"patchwork": 7, "stamp_randomly": 3, "disturb": 5, "residual": 2}
     with torch.no_grad():
-        kept = twin(pieced, anchor).softmax(dim=1)
+        kept = (twin(pieced, anchor) / 2).softmax(dim=1)
     loss = functional.nll_loss(torch.log_softmax(twin(pixels), dim=1), labels)
     for name, weight in weights.items():
-        loss = loss + weight * (kept * (kept.log() - torch.log_softmax(twin(seen[name]), dim=1))).sum(dim=1).mean()
+        divergence = (kept * (kept.log() - torch.log_softmax(twin(seen[name]) / 2, dim=1))).sum(dim=1).mean()
+        loss = loss + 2 * weight * divergence
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     moved = network.parameters()
     checked = 0

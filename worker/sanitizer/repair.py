@@ -47,6 +47,8 @@ class Course:
         random_weight: r of patchworks under random triggers.
         residual_weight: q of patchworks under triggers that depend on the image.
         small_first: Whether smaller masks are drawn more often, or all alike.
+        temperature: τ, by which logits are divided before they are compared with the suspect's. The answers of a sure
+            network say little of the other classes; softened ones do, and so hold more of what it knows.
     """
 
     anchor_weight: float
@@ -57,6 +59,7 @@ class Course:
     random_weight: float = 0.0
     residual_weight: float = 0.0
     small_first: bool = False
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +69,22 @@ class Lesson:
     Attributes:
         pixels_BCHW: The images.
         labels_weight: Of CE(f, y).
-        anchor_weight: Of KL(f₀ ‖ f).
+        anchor_weight: Of τ KL(f₀ ‖ f), both softened by τ.
     """
 
     pixels_BCHW: Tensor
     labels_weight: float = 0.0
     anchor_weight: float = 0.0
 
-    def loss(self, logits_BK: Tensor, labels_B: Tensor, anchor_BK: Tensor) -> Tensor:
-        """The weighted sum, the mean over the images, nats."""
+    def loss(self, logits_BK: Tensor, labels_B: Tensor, anchor_BK: Tensor, temperature: float) -> Tensor:
+        """The weighted sum, the mean over the images, nats. `anchor_BK` are probabilities, softened already."""
         loss = logits_BK.new_zeros(())
         if self.labels_weight:
             loss = loss + self.labels_weight * functional.cross_entropy(logits_BK, labels_B)
         if self.anchor_weight:
-            forgotten = functional.kl_div(logits_BK.log_softmax(dim=1), anchor_BK, reduction="batchmean")
-            loss = loss + self.anchor_weight * forgotten
+            softened_BK = (logits_BK / temperature).log_softmax(dim=1)
+            forgotten = functional.kl_div(softened_BK, anchor_BK, reduction="batchmean")
+            loss = loss + temperature * self.anchor_weight * forgotten
         return loss
 
 
@@ -113,13 +117,14 @@ def unlearn(
 
     Per step each trigger goes one step on, and the network one on
 
-        CE(f(x), y) + w K(z) + v K(t(z)) + r K(d(z)) + q K(g(z))  with  K(z') = KL(f₀(z) ‖ f(z')),
+        CE(f(x), y) + w K(z) + v K(t(z)) + r K(d(z)) + q K(g(z))  with  K(z') = τ KL(f₀(z) ‖ f(z')),
 
     where f₀ is the suspect, z a patchwork of the batch, t one of the masks by its `chances`, d a random trigger and g
-    one that depends on the image and leads where it was asked to. The suspect's answers to z are what it knows of clean
-    images; there is no end of patchworks, so none is learnt by heart. Without patchworks z is x, and CE(f(t(x)), y)
-    stands for K(t(z)). The sizes of the masks are bounded, so that what every network has, large universal
-    perturbations, is left alone.
+    one that depends on the image and leads where it was asked to. In K both answers are softened by τ, after Hinton et
+    al., "Distilling the Knowledge in a Neural Network", 2015 (whose τ² in place of τ would keep the gradients' size).
+    The suspect's answers to z are what it knows of clean images; there is no end of patchworks, so none is learnt by
+    heart. Without patchworks z is x, and CE(f(t(x)), y) stands for K(t(z)). The sizes of the masks are bounded, so that
+    what every network has, large universal perturbations, is left alone.
 
     Args:
         network: Changed in place.
@@ -164,7 +169,7 @@ def unlearn(
         search.step(*few)
         pieced_BCHW = patchwork(pixels_BCHW, generator) if course.patchwork else pixels_BCHW
         with torch.no_grad():
-            anchor_BK = network(pieced_BCHW, anchor).softmax(dim=1)
+            anchor_BK = (network(pieced_BCHW, anchor) / course.temperature).softmax(dim=1)
         lessons = _lessons(course, pixels_BCHW, pieced_BCHW, search.triggers(), chance_T, generator)
         if residual is not None:
             residual.step(*few)
@@ -174,7 +179,10 @@ def unlearn(
         for rows in at_once(len(lessons), pixels_BCHW):
             part = [lessons[row] for row in rows.tolist()]
             logits = torch.split(network(torch.cat([one.pixels_BCHW for one in part])), len(pixels_BCHW))
-            losses = [one.loss(logits_BK, labels_B, anchor_BK) for one, logits_BK in zip(part, logits, strict=True)]
+            losses = [
+                one.loss(logits_BK, labels_B, anchor_BK, course.temperature)
+                for one, logits_BK in zip(part, logits, strict=True)
+            ]
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()

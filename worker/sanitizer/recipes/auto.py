@@ -43,7 +43,8 @@ LEAST_UNLEARN_STEPS = 300
 # The surer the verdict, the lighter the anchor and the heavier the masks. Triggers that are random or depend on the
 # image lead nowhere or anywhere: they work against a backdoor whose class is not suspected, or that no mask stands for.
 # The random ones cost no accuracy on networks of the battery, so they are the heavier where nothing is sure. There a
-# small mask says little, and all are drawn alike.
+# small mask says little, and all are drawn alike. Softened answers keep more of the accuracy there; of a large trigger
+# whose class is sure they leave more.
 SURE = Course(
     anchor_weight=25.0,
     trigger_weight=6.0,
@@ -54,7 +55,9 @@ SURE = Course(
     search_batch=INVERSION_BATCH,
     small_first=True,
 )
-UNSURE = dataclasses.replace(SURE, anchor_weight=30.0, trigger_weight=3.0, random_weight=20.0, small_first=False)
+UNSURE = dataclasses.replace(
+    SURE, anchor_weight=30.0, trigger_weight=3.0, random_weight=20.0, small_first=False, temperature=3.0
+)
 # Of a search for masks on the network as it is.
 FRESH_STEPS = 100
 # The estimate at which a repair counts as done, and the one above which nothing was repaired.
