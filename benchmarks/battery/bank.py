@@ -33,13 +33,15 @@ PAGE = provenance.ROOT / "benchmarks" / "results" / "bank.md"
 def main(arguments: list[str] | None = None) -> int:
     """Write both files; return 2 where no clean model of the bank was judged."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", default=None, help="version of the library; default: that of the newest row")
+    parser.add_argument(
+        "--library", default=None, help="versions whose verdicts are the same, as 1,2; default: that of the newest row"
+    )
     parser.add_argument("--bank", type=Path, default=BANK)
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
     judged = [row for row in rows.finished(rows.read(cache_folder() / rows.FILE_NAME)).values() if _counts(row)]
     library = options.library or (judged[-1]["library"] if judged else "")
-    judged = _one_of_each_model([row for row in judged if row["library"] == library])
+    judged = _one_of_each_model([row for row in judged if row["library"] in library.split(",")])
     bank = [row for row in judged if row["attack"] is None and is_calibration(row["model"])]
     if not bank:
         print("no clean model of the bank was judged", file=sys.stderr)
@@ -65,10 +67,8 @@ def _counts(row: Row) -> bool:
 
 
 def _one_of_each_model(judged: Sequence[Row]) -> list[Row]:
-    """That of pruning alone where there is one, so that what clean models lost is about one recipe."""
-    found: dict[str, Row] = {}
-    for row in sorted(judged, key=lambda row: row["recipe"] == "auto"):
-        found.setdefault(row["model"], row)
+    """The newest of pruning alone where there is one, so that what clean models lost is about one recipe."""
+    found = {row["model"]: row for row in sorted(judged, key=lambda row: row["recipe"] != "auto")}
     return [found[config.name] for config in all_models() if config.name in found]
 
 

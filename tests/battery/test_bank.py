@@ -22,10 +22,10 @@ def row(model, score, **changes):
 def written(tmp_path, monkeypatch):
     monkeypatch.setenv("LUSTRATE_BATTERY_CACHE", str(tmp_path))
 
-    def write(*judged):
+    def write(*judged, arguments=()):
         for values in judged:
             rows.append(tmp_path / rows.FILE_NAME, values)
-        code = bank.main(["--bank", str(tmp_path / "bank.json"), "--page", str(tmp_path / "bank.md")])
+        code = bank.main(["--bank", str(tmp_path / "bank.json"), "--page", str(tmp_path / "bank.md"), *arguments])
         return code, tmp_path
 
     return write
@@ -47,6 +47,17 @@ def test_only_networks_set_aside_make_the_bank_and_only_others_are_counted(writt
     assert "| vgg-w16-clean-s1 | yes | - | suspicious | 0.900 | auto:repair=false | 0.50 |" in page
     kept = rows.read(folder / "bank" / rows.FILE_NAME)
     assert {values["model"] for values in kept} == {*IN_BANK, *OTHERS, backdoored["model"]}
+
+
+def test_of_several_versions_the_newest_row_of_each_network_counts(written):
+    judged = [row(model, score, library="one", recipe="auto:repair=false") for model, score in IN_BANK.items()]
+    newer = row("vgg-w16-clean-s1", 0.5, library="two", recipe="auto:repair=false")
+    assert written(*judged, newer)[0] == 0
+    _, folder = written()
+    assert json.loads((folder / "bank.json").read_text())["scores"] == {"vgg-w16-clean-s1": 0.5}
+    code, folder = written(arguments=("--library", "one,two"))
+    assert code == 0
+    assert json.loads((folder / "bank.json").read_text())["scores"] == IN_BANK | {"vgg-w16-clean-s1": 0.5}
 
 
 @pytest.mark.parametrize(
