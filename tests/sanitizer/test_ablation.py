@@ -96,6 +96,15 @@ def test_no_more_go_than_may_and_what_is_silent_already_counts(planted):
     assert ablate(network, network.sites, [], clean, triggered, wanted, most=3) == []
 
 
+def test_no_site_loses_its_last_channel(planted):
+    network, clean, triggered = planted
+    (site,) = network.sites
+    every = [(site.name, channel) for channel in range(6)]
+    wanted = torch.full((40, 4), 0.25).log()  # Which silence alone gives.
+    assert len(ablate(network, network.sites, every, clean, triggered, wanted, most=6)) < 6
+    assert ablate(network, network.sites, every, clean, triggered, wanted, silent=every[:5], most=1) == []
+
+
 def test_without_a_trigger_nothing_goes(planted):
     network, clean, _ = planted
     every = rank({site.name: torch.rand(site.num_channels) for site in network.sites})

@@ -36,7 +36,7 @@ def ablate(
 
     It is the one of the least KL(f₀(x) ‖ f(x)) + KL(f₀(x) ‖ f(t(x))), f₀ the suspect and f what is left of it: the
     trigger must stop working, and what else the channel does must not be missed. It ends where none lowers the sum by
-    `LEAST_GAIN` of it. The network is as before afterwards.
+    `LEAST_GAIN` of it. No site loses its last channel. The network is as before afterwards.
 
     Args:
         network: The suspect.
@@ -61,10 +61,10 @@ def ablate(
         # By rounding it can fall below zero.
         return max(left, 0.0) if math.isfinite(left) else math.inf
 
-    gone = list(silent)
+    gone, size = list(silent), {site.name: site.num_channels for site in sites}
     least = missed(gone)
     for done in range(most):
-        left = {channel: missed([*gone, channel]) for channel in pool if channel not in gone}
+        left = {channel: missed([*gone, channel]) for channel in pool if _may_go(channel, gone, size)}
         best = min(left, key=left.__getitem__, default=None)
         if best is None or left[best] >= (1 - LEAST_GAIN) * least:
             advance(most - done)
@@ -72,3 +72,8 @@ def ablate(
         gone, least = [*gone, best], left[best]
         advance(1)
     return gone[len(silent) :]
+
+
+def _may_go(channel: tuple[str, int], gone: Ranking, size: dict[str, int]) -> bool:
+    """Whether it is there still, and not the last of its site."""
+    return channel not in gone and sum(name == channel[0] for name, _ in gone) + 1 < size[channel[0]]

@@ -38,6 +38,8 @@ def logit_contribution(
             observers = {site.tap: _keep(seen, site.name) for site in sites}
             logits_BK = network.observe(pixels_BCHW.to(network.device), observers)
             chosen_B = logits_BK.amax(dim=1) if class_index is None else logits_BK[:, class_index]
+            if not chosen_B.requires_grad:  # Behind a detach: to first order no channel adds anything.
+                continue
             # Images do not mix in inference mode, so that the sum's gradient is each image's own.
             gradients = torch.autograd.grad(chosen_B.sum(), [seen[site.name] for site in sites], materialize_grads=True)
         for site, gradient in zip(sites, gradients, strict=True):

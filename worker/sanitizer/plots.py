@@ -96,7 +96,7 @@ def curve_plot(points: Sequence[CurvePoint], num_pruned: int, max_accuracy_drop:
         drawing.title(
             figure,
             "What pruning costs: clean accuracy as channels are silenced",
-            "Channels go in the order of their score, the most suspicious first.",
+            "Channels go in the order in which they were ranked or found, the most suspicious first.",
         )
 
     return drawing.png(draw, height_inches=6.0)

@@ -7,9 +7,10 @@ import torch
 
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import num_pruned
-from worker.sanitizer.recipes.cut_off import MAX_CHANNELS, cut_off
+from worker.sanitizer.recipes.cut_off import MAX_CHANNELS, _far_enough, cut_off
 from worker.sanitizer.selection import Limits
 from worker.sanitizer.spec import AccuracyBudget, SanitizeSpec
+from worker.sanitizer.sweep import SweepPoint
 from worker.sanitizer.trigger import Triggers
 
 LOOSE = Limits(accuracy_drop=0.1, errors=1.0)
@@ -51,7 +52,7 @@ def test_a_suspect_that_withstands_costs_nothing(suspect):
     before = made.tensors()
     outcome = cut_off(made.bench, [whole_image(made, 2)], Limits(accuracy_drop=0.01, errors=1.0))
     assert outcome.choice.num_pruned == 0
-    assert "nothing was pruned" in outcome.choice.reason
+    assert "Nothing was pruned" in outcome.choice.reason
     assert len(outcome.curve) == 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.tensors().items())
 
@@ -69,3 +70,19 @@ def test_no_more_channels_go_than_the_specification_allows(suspect):
     made = suspect(spec=SanitizeSpec(selection=AccuracyBudget(max_fraction=0.01)))
     outcome = cut_off(made.bench, [true_trigger()], dataclasses.replace(LOOSE, accuracy_drop=0.9))
     assert outcome.choice.num_pruned <= max(1, round(0.01 * outcome.choice.num_in_scope))
+
+
+def test_the_half_is_asked_of_every_point_before_the_fewest_channels_are_taken():
+    points = [SweepPoint(0, 0.9, 1.0), SweepPoint(1, 0.9, 0.52), SweepPoint(2, 0.9, 0.48)]
+    assert _far_enough(points, 0, LOOSE) == 2
+    assert _far_enough(points[:2], 0, LOOSE) == 0
+    later = [SweepPoint(0, 0.9, 0.9), SweepPoint(3, 0.9, 0.9), SweepPoint(4, 0.9, 0.1), SweepPoint(5, 0.7, 0.0)]
+    assert _far_enough(later, 3, LOOSE) == 4
+    assert _far_enough(later[:2], 3, LOOSE) == 3
+
+
+def test_layers_that_the_criterion_does_not_apply_to_are_left_alone(suspect):
+    made = suspect(spec=SanitizeSpec(criterion="bn_divergence"))
+    outcome = cut_off(made.bench, [true_trigger()], LOOSE)
+    assert set(outcome.mask) <= set(outcome.scores)
+    assert outcome.choice.num_in_scope == sum(len(score) for score in outcome.scores.values())

@@ -8,7 +8,7 @@ import torch
 
 from worker.sanitizer import masks
 from worker.sanitizer.ablation import ablate
-from worker.sanitizer.criteria import standardise
+from worker.sanitizer.criteria import Scores, standardise
 from worker.sanitizer.evaluate import log_probabilities
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Ranking
@@ -20,7 +20,7 @@ from worker.sanitizer.recipes.thresholds import at_most, curve
 from worker.sanitizer.recipes.workbench import Outcome, Workbench
 from worker.sanitizer.report import Choice
 from worker.sanitizer.selection import Limits, least_success_within
-from worker.sanitizer.spec import AccuracyBudget
+from worker.sanitizer.spec import NEEDS_TRIGGERS, NORM_CRITERIA, AccuracyBudget
 from worker.sanitizer.sweep import SweepPoint, sweep
 from worker.sanitizer.training import patchwork
 
@@ -54,35 +54,35 @@ def cut_off(bench: Workbench, triggers: Sequence[Suspected], limits: Limits) -> 
     network, images, selection = bench.network, bench.repair, bench.spec.selection
     assert isinstance(selection, AccuracyBudget)
     sites = in_scope(network, bench.spec.scope)
-    num_channels = sum(site.num_channels for site in sites)
-    most = max(1, round(selection.max_fraction * num_channels))
     material = looked_at(bench, sites, triggers)
     scores = channel_scores(material)
+    sites = tuple(site for site in sites if site.name in scores)
+    num_channels = sum(site.num_channels for site in sites)
+    most = max(1, round(selection.max_fraction * num_channels))
+    proposed = [_proposed(bench, sites, one, scores) for one in triggers]
     gone: Ranking = []
     with bench.phase("cut_off", MAX_CHANNELS * len(triggers)) as advance:
         some = torch.randperm(len(images), generator=bench.generator)[:NUM_IMAGES]
         clean_NCHW = patchwork(images.pixels_NCHW[some].to(network.device), bench.generator)
         answers_NK = log_probabilities(network, clean_NCHW)
-        for one in triggers:
-            stamped_NCHW = one.triggers.stamp(clean_NCHW, one.which)
+        for one, pool in zip(triggers, proposed, strict=True):
+            done = min(MAX_CHANNELS, most - len(gone))
             path = gone + ablate(
-                network, sites, _proposed(bench, sites, one), clean_NCHW, stamped_NCHW, answers_NK,
-                silent=gone, most=min(MAX_CHANNELS, most - len(gone)), advance=advance,
+                network, sites, pool, clean_NCHW, one.triggers.stamp(clean_NCHW, one.which), answers_NK,
+                silent=gone, most=done, advance=advance,
             )  # fmt: skip
+            advance(MAX_CHANNELS - done)
             points = _swept(bench, sites, path, {0, *range(len(gone), len(path) + 1)}, [one])
-            before = next(point for point in points if point.count == len(gone))
-            best = least_success_within(points, limits)
-            if best.count > before.count and _success(best) <= MAX_SHARE_LEFT * _success(before):
-                gone = path[: best.count]
+            gone = path[: _far_enough(points, len(gone), limits)]
         points = _swept(bench, sites, gone, range(len(gone) + 1), triggers)
     mask = masks.from_ranking(sites, gone, len(gone))
     masks.silence(network, mask)
+    seen = f"on {len(bench.select)} images that were not held out"
     reason = (
-        f"Channels without which a suspect's trigger fails, as many as {at_most(limits)} on {len(bench.select)} images "
-        f"that were not held out ({points[0].accuracy:.1%} before, {points[-1].accuracy:.1%} after)."
+        f"The channels without which a suspect's trigger fails, as far as this {at_most(limits)} {seen} "
+        f"({points[0].accuracy:.1%} before, {points[-1].accuracy:.1%} after)."
         if gone
-        else f"No suspect's trigger fails of a pruning that {at_most(limits)} on {len(bench.select)} images that were "
-        "not held out, so nothing was pruned."
+        else f"Nothing was pruned: no suspect's trigger fails of what {at_most(limits)} {seen}."
     )
     return Outcome(
         choice=Choice(num_pruned=len(gone), num_in_scope=num_channels, reason=reason),
@@ -95,12 +95,24 @@ def cut_off(bench: Workbench, triggers: Sequence[Suspected], limits: Limits) -> 
     )
 
 
-def _proposed(bench: Workbench, sites: Sequence[Site], one: Suspected) -> Ranking:
-    """The channels that score highest, and those that add most to where the trigger leads, standardised by layer."""
+def _proposed(bench: Workbench, sites: Sequence[Site], one: Suspected, scores: Scores) -> Ranking:
+    """The channels that score highest under the trigger, and those that add most to where it leads, by layer.
+
+    Where the client's trigger samples guide, they take the trigger's place. `scores` are those of all triggers.
+    """
     material = looked_at(bench, sites, [one])
+    if any(name in {*NORM_CRITERIA, *NEEDS_TRIGGERS} for name in bench.spec.criteria):
+        scores = channel_scores(material)
     added = {name: standardise(score_C) for name, score_C in raw_scores(material, "logit_contribution").items()}
-    by_criterion = masks.rank(channel_scores(material), descending=bench.spec.order == "descending")
+    by_criterion = masks.rank(scores, descending=bench.spec.order == "descending")
     return list(dict.fromkeys([*by_criterion[:NUM_PROPOSED], *masks.rank(added)[:NUM_PROPOSED]]))
+
+
+def _far_enough(points: Sequence[SweepPoint], start: int, limits: Limits) -> int:
+    """How many channels of the path go: of the points that keep the limits and cut the trigger off, the best."""
+    most_left = MAX_SHARE_LEFT * next(_success(point) for point in points if point.count == start)
+    cut = [point for point in points if point.count > start and _success(point) <= most_left]
+    return least_success_within([points[0], *cut], limits).count or start
 
 
 def _swept(

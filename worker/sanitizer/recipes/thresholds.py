@@ -63,7 +63,7 @@ def prune_low_masks(bench: Workbench, sites: Sequence[Site], soft: Scores) -> Ou
 
 def at_most(limits: Limits) -> str:
     """What a sentence says of a pruning that keeps them."""
-    verb = "surely loses" if limits.errors else "loses"
+    verb = "surely loses" if limits.errors is not None else "loses"
     recall = "" if limits.recall_drop is None else f" and {limits.recall_drop:.1%} of any class's recall"
     return f"{verb} at most {limits.accuracy_drop:.1%} of accuracy{recall}"
 
