@@ -55,6 +55,14 @@ def train(*, batch_norm):
     return module.eval()
 
 
+def answered(network, images):
+    """Per image whether its label is the answer, and that answer's probability, (N,) float64 each."""
+    with torch.no_grad():
+        probability = network(images.pixels_NCHW).double().softmax(dim=1)
+    right = probability.argmax(dim=1) == images.labels
+    return right.double(), probability[torch.arange(len(images)), images.labels]
+
+
 @dataclass
 class Suspect:
     """The backdoored network on its workbench, and what only a test may know of it."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.sanitizer.conftest import answered
 from worker.sanitizer.evaluate import accuracy
 from worker.sanitizer.masks import from_ranking, rank, silenced
 from worker.sanitizer.sweep import sweep, worst_recall_drop
@@ -17,12 +18,6 @@ def test_the_worst_class_is_found_by_hand_and_classes_without_images_do_not_coun
     assert worst_recall_drop(before, torch.tensor([7, 7, 7, 7, 2, 2, 5]), labels) == 0.75
 
 
-def label_probability(network, images):
-    with torch.no_grad():
-        answers = network(images.pixels_NCHW).softmax(dim=1)
-    return torch.stack([answer[label] for answer, label in zip(answers, images.labels, strict=True)]).double()
-
-
 def test_each_point_is_the_network_under_its_mask_and_the_network_is_left_alone(suspect):
     made = suspect()
     network, images = made.bench.network, made.bench.select
@@ -30,7 +25,7 @@ def test_each_point_is_the_network_under_its_mask_and_the_network_is_left_alone(
     generator = torch.Generator().manual_seed(0)
     scores = {site.name: torch.rand(site.num_channels, generator=generator) for site in network.sites}
     ranking, steps = rank(scores), []
-    first = label_probability(network, images)
+    _, first = answered(network, images)
     points = sweep(
         network, network.sites, ranking, [0, 3, 10_000], images.pixels_NCHW, images.labels, advance=steps.append
     )
@@ -41,7 +36,7 @@ def test_each_point_is_the_network_under_its_mask_and_the_network_is_left_alone(
     for point in points:
         with silenced(network, from_ranking(network.sites, ranking, point.count)):
             assert point.accuracy == pytest.approx(accuracy(network, images.pixels_NCHW, images.labels))
-            fall = first - label_probability(network, images)
+            fall = first - answered(network, images)[1]
         assert point.label_drop == pytest.approx(float(fall.mean()), abs=1e-6)
         assert point.label_error == pytest.approx(float(fall.std(correction=0)) / len(images) ** 0.5, abs=1e-6)
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.tensors().items())

@@ -89,10 +89,7 @@ def row(
     after = scoring.score(case)
     attack = scoring.attack_success(case, before, after)
     select = case.select
-    shares = [
-        float(success(case.network, one.triggers.take([one.which]), select.pixels_NCHW, select.labels))
-        for one in triggers
-    ]
+    shares = [float(success(case.network, one.trigger, select.pixels_NCHW, select.labels)) for one in triggers]
     return ComparisonRow(
         recipe=recipe,
         status="done",

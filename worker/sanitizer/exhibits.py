@@ -35,6 +35,11 @@ class Suspected:
         """The class that it leads to."""
         return int(self.triggers.targets_T[self.which])
 
+    @property
+    def trigger(self) -> Triggers:
+        """It alone."""
+        return self.triggers.take([self.which])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exhibits:

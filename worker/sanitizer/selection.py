@@ -51,9 +51,8 @@ def least_success_within(points: Sequence[SweepPoint], limits: Limits) -> SweepP
     Points whose success is within `SUCCESS_TIE` of the least are equal: the estimate resolves no finer.
     """
     allowed = _allowed(points, limits)
-    shares = {point.count: 1.0 if point.success is None else point.success for point in allowed}
-    least = min(shares.values())
-    return min((p for p in allowed if shares[p.count] <= least + SUCCESS_TIE), key=lambda p: p.count)
+    least = min(point.success_at_most for point in allowed)
+    return min((p for p in allowed if p.success_at_most <= least + SUCCESS_TIE), key=lambda p: p.count)
 
 
 def _allowed(points: Sequence[SweepPoint], limits: Limits) -> list[SweepPoint]:

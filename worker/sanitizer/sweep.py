@@ -35,6 +35,11 @@ class SweepPoint:
     label_drop: float = 0.0
     label_error: float = 0.0
 
+    @property
+    def success_at_most(self) -> float:
+        """The success, all where no trigger guided."""
+        return 1.0 if self.success is None else self.success
+
 
 def grid(num_channels: int, *, num_points: int, max_fraction: float) -> list[int]:
     """Counts of pruned channels, increasing from 0 and dense at the start, where a backdoor's few channels lie.
@@ -69,8 +74,7 @@ def sweep(
         advance: Called with 1 after each mask.
     """
     points: list[SweepPoint] = []
-    first_N: Tensor | None = None
-    first_label_N: Tensor | None = None
+    first: tuple[Tensor, Tensor] | None = None
     for count in counts:
         bounded = min(count, len(ranking))
         with silenced(network, from_ranking(sites, ranking, bounded)):
@@ -78,8 +82,8 @@ def sweep(
             answers_NK = log_probabilities(network, pixels_NCHW)
         predicted_N = answers_NK.argmax(dim=1)
         label_N = answers_NK.gather(1, labels_N.unsqueeze(1)).squeeze(1).double().exp()
-        if first_N is None or first_label_N is None:
-            first_N, first_label_N = predicted_N, label_N
+        first = first or (predicted_N, label_N)
+        first_N, first_label_N = first
         label_drop, label_error = mean_and_error(first_label_N - label_N)
         point = SweepPoint(
             count=bounded,

@@ -6,6 +6,7 @@ import importlib
 import pytest
 import torch
 
+from tests.sanitizer.conftest import answered
 from worker.sanitizer import verdict as verdicts
 from worker.sanitizer.recipes import RECIPES
 from worker.sanitizer.repair import snapshot
@@ -125,14 +126,6 @@ def test_rounds_that_break_the_accuracy_budget_are_taken_back_whole(shortened):
     silenced = {name for site in made.bench.network.sites if site.name in outcome.mask for name in site.tensors}
     for name, tensor in made.bench.network.tensors.items():
         assert torch.equal(tensor, before[name]) or name in silenced
-
-
-def answered(network, images):
-    """Per image whether its label is the answer, and that answer's probability."""
-    with torch.no_grad():
-        probability = network(images.pixels_NCHW).double().softmax(dim=1)
-    right = probability.argmax(dim=1) == images.labels
-    return right.double(), probability[torch.arange(len(images)), images.labels]
 
 
 def test_pruning_alone_surely_keeps_the_budget_on_every_image_that_may_choose(shortened):

@@ -118,7 +118,7 @@ def _prune(bench: Workbench, suspicion: Suspicion) -> Outcome:
     """
     spec, limits, exhibited = bench.spec, limits_of(bench.spec), _exhibited(bench, suspicion)
     if not isinstance(spec.selection, AccuracyBudget):
-        return prune_with(bench, exhibited, sparing=True)
+        return prune_with(bench, exhibited)
     if not spec.repair:
         bench = dataclasses.replace(bench, select=bench.repair.join(bench.select))
         return cut_off(bench, exhibited, dataclasses.replace(limits, errors=Z_95_ONE_SIDED))

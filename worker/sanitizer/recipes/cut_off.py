@@ -58,7 +58,7 @@ def cut_off(bench: Workbench, triggers: Sequence[Suspected], limits: Limits) -> 
     scores = channel_scores(material)
     sites = tuple(site for site in sites if site.name in scores)
     num_channels = sum(site.num_channels for site in sites)
-    most = max(1, round(selection.max_fraction * num_channels))
+    most_of_all = max(1, round(selection.max_fraction * num_channels))
     proposed = [_proposed(bench, sites, one, scores) for one in triggers]
     gone: Ranking = []
     with bench.phase("cut_off", MAX_CHANNELS * len(triggers)) as advance:
@@ -66,12 +66,12 @@ def cut_off(bench: Workbench, triggers: Sequence[Suspected], limits: Limits) -> 
         clean_NCHW = patchwork(images.pixels_NCHW[some].to(network.device), bench.generator)
         answers_NK = log_probabilities(network, clean_NCHW)
         for one, pool in zip(triggers, proposed, strict=True):
-            done = min(MAX_CHANNELS, most - len(gone))
+            most = min(MAX_CHANNELS, most_of_all - len(gone))
             path = gone + ablate(
                 network, sites, pool, clean_NCHW, one.triggers.stamp(clean_NCHW, one.which), answers_NK,
-                silent=gone, most=done, advance=advance,
+                silent=gone, most=most, advance=advance,
             )  # fmt: skip
-            advance(MAX_CHANNELS - done)
+            advance(MAX_CHANNELS - most)
             points = _swept(bench, sites, path, {0, *range(len(gone), len(path) + 1)}, [one])
             gone = path[: _far_enough(points, len(gone), limits)]
         points = _swept(bench, sites, gone, range(len(gone) + 1), triggers)
@@ -110,17 +110,13 @@ def _proposed(bench: Workbench, sites: Sequence[Site], one: Suspected, scores: S
 
 def _far_enough(points: Sequence[SweepPoint], start: int, limits: Limits) -> int:
     """How many channels of the path go: of the points that keep the limits and cut the trigger off, the best."""
-    most_left = MAX_SHARE_LEFT * next(_success(point) for point in points if point.count == start)
-    cut = [point for point in points if point.count > start and _success(point) <= most_left]
+    most_left = MAX_SHARE_LEFT * next(point.success_at_most for point in points if point.count == start)
+    cut = [point for point in points if point.count > start and point.success_at_most <= most_left]
     return least_success_within([points[0], *cut], limits).count or start
 
 
 def _swept(
     bench: Workbench, sites: Sequence[Site], path: Ranking, counts: Iterable[int], triggers: Sequence[Suspected]
 ) -> list[SweepPoint]:
-    select, each = bench.select, [one.triggers.take([one.which]) for one in triggers]
+    select, each = bench.select, [one.trigger for one in triggers]
     return sweep(bench.network, sites, path, sorted(counts), select.pixels_NCHW, select.labels, triggers=each)
-
-
-def _success(point: SweepPoint) -> float:
-    return 1.0 if point.success is None else point.success

@@ -104,7 +104,7 @@ def prune_with(
     material = looked_at(bench, sites, triggers)
     scores = channel_scores(material)
     sites = tuple(site for site in sites if site.name in scores)
-    each = [one.triggers.take([one.which]) for one in triggers]
+    each = [one.trigger for one in triggers]
     count, reason, points = _choose(bench, sites, scores, each, sparing, limits or limits_of(spec))
     mask = masks.from_ranking(sites, masks.rank(scores, descending=spec.order == "descending"), count)
     masks.silence(network, mask)
