@@ -49,6 +49,12 @@ class NonFiniteOutputsError(SanitizerError):
     code = "non_finite_outputs"
 
 
+class TooFewOutputsError(SanitizerError):
+    """A program returns fewer logits an image than classes are declared, so that some have no answer at all."""
+
+    code = "too_few_outputs"
+
+
 @dataclass(frozen=True, slots=True)
 class Images:
     """Pixels (N, C, H, W) in [0, 1] and labels (N,), None where the client sent none."""
@@ -123,7 +129,13 @@ def load_network(
                 f"the file is a program ({checkpoint.format}) that carries its own architecture; set "
                 'architecture.source to "file" and leave the name out, or upload the weights alone'
             )
-        return checkpoint, from_graph(program.graph.to(target), input_spec, program.batch_size)
+        network = from_graph(program.graph.to(target), input_spec, program.batch_size)
+        if network.num_outputs is not None and network.num_outputs < architecture.num_classes:
+            raise TooFewOutputsError(
+                f"the program returns {network.num_outputs} logits an image, fewer than architecture.num_classes "
+                f"({architecture.num_classes}); declare its classes, or export the whole classifier"
+            )
+        return checkpoint, network
     if architecture.source == "file":
         raise NoProgramInFileError(
             f'the file holds tensors alone ({checkpoint.format}), so that architecture.source cannot be "file"; name '

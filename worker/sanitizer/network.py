@@ -21,6 +21,7 @@ from worker.sanitizer.folding import folded
 from worker.sanitizer.memory_layout import put_channels_last
 from worker.sanitizer.sites import Kind, Site, find_sites
 from worker.sanitizer.sites.finding import layer_depths
+from worker.sanitizer.sites.operators import shape
 from worker.sanitizer.spec import InputSpec
 
 __all__ = ["Network", "NetworkRefusedError", "Observer", "Site", "from_graph", "from_module", "frozen"]
@@ -70,6 +71,15 @@ class Network:
             # Torch's own, at its own class of an exported program's inputs.
             warnings.simplefilter("ignore", FutureWarning)
             return copy.deepcopy(self)
+
+    @property
+    def num_outputs(self) -> int | None:
+        """Logits of an image, None where the graph does not say."""
+        value = next(iter(self.graph.graph.find_nodes(op="output"))).args[0]
+        while isinstance(value, (tuple, list)) and value:
+            value = value[0]
+        sizes = shape(value) if isinstance(value, fx.Node) else None
+        return None if sizes is None or len(sizes) != 2 else sizes[1]
 
     def parameters(self) -> dict[str, Tensor]:
         """The floating-point tensors that gradient descent may change, by state-dict name."""

@@ -48,6 +48,20 @@ def test_every_builtin_architecture_gives_its_own_logits(name, tmp_path):
         torch.testing.assert_close(network(images), module(images), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_program_with_fewer_logits_than_declared_classes_is_refused(dynamic, small, tmp_path):
+    path = save(small, tmp_path / "m.pt2", dynamic=dynamic)
+    _, network = load_network(path, FROM_FILE, PLAIN_8, CPU)
+    with torch.no_grad():
+        assert network.num_outputs == network(torch.rand(2, 3, 8, 8)).shape[1]
+    declared = ArchitectureSpec(source="file", num_classes=network.num_outputs + 1)
+    with pytest.raises(
+        SanitizerError, match=rf"returns {network.num_outputs} logits .* \({declared.num_classes}\)"
+    ) as caught:
+        load_network(path, declared, PLAIN_8, CPU)
+    assert caught.value.code == "too_few_outputs"
+
+
 @pytest.mark.parametrize(("batch_size", "dynamic"), [(2, True), (1, False), (3, False)])
 def test_attention_and_residuals_run_at_any_batch_size(batch_size, dynamic, small, tmp_path):
     path = save(small, tmp_path / "m.pt2", batch_size=batch_size, dynamic=dynamic)
