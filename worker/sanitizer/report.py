@@ -151,17 +151,23 @@ class ClassEvidence:
     """What the synthesised triggers say about one class.
 
     `mask_size` is the ℓ1 norm of the smallest mask, in pixels; `prominence` the logarithm of how many times smaller it
-    is than the median class's; `ease` the logit of `perturbation_success` less the median class's. `unlearning_cost` is
+    is than the median class's; `ease` the logit of `perturbation_success` less the median class's. The natural values
+    are those of a witness, a small network that was taught on clean images alone, and what is in excess of prominence
+    and ease is what a line through the classes' natural values does not explain. `unlearning_cost` is
     the divergence (nats) on clean images of the network that unlearnt the class on trial, `relief` the logarithm of how
     many times cheaper that was than for the median class tried; both are null for classes that were not tried.
     """
 
     class_index: int
     mask_size: float
+    natural_mask_size: float
     perturbation_success: float
+    natural_perturbation_success: float
     anomaly_index: float
     prominence: float
+    excess_prominence: float
     ease: float
+    excess_ease: float
     unlearning_cost: float | None
     relief: float | None
 

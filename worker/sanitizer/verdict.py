@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from worker.sanitizer import witness
 from worker.sanitizer.activations import batched
 from worker.sanitizer.case import Images
 from worker.sanitizer.criteria import standardise
@@ -55,15 +57,22 @@ SMALLEST_COST = 1e-6
 # Stands for the cost of a trial that diverged.
 LARGEST_COST = 1e3
 
-# Set by hand on networks of the battery (Fashion-MNIST, 10 % poisoning), 20 backdoored and 7 clean. The rate of false
+# Of the witness: one search for a mask of each class, which a network taught by little needs few steps for.
+WITNESS_MASK_STEPS = 200
+
+# Set by hand on networks of the battery (Fashion-MNIST, 10 % poisoning), 24 backdoored and 22 clean. The rate of false
 # alarms that a verdict states is not theirs: it comes from a bank of clean networks (benchmarks/results/bank.md).
-BACKDOORED_STRENGTH = 0.75
-SUSPICIOUS_STRENGTH = 0.25
+BACKDOORED_STRENGTH = 0.5
+SUSPICIOUS_STRENGTH = 0.1
+# What the witness knows too is discounted; by this median of the statistics as they were seen a verdict is sure all the
+# same, but only just: a trigger may look like what a class looks like.
+LOUD_MEDIAN = 0.75
+LOUD_SCORE = 1.1
 # The ease's logit spreads over twice the range of the other two statistics.
 EASE_SCALE = 0.5
-# By so much of ease, twice what makes a verdict sure, and from so many of the images a class is reached like no other,
+# By so much of ease, twice what is loud, and from so many of the images a class is reached like no other,
 # whatever the other statistics say.
-STANDS_OUT = 2 * BACKDOORED_STRENGTH / EASE_SCALE
+STANDS_OUT = 2 * LOUD_MEDIAN / EASE_SCALE
 STANDS_OUT_SHARE = 0.5
 # A class whose mask is smaller than the median class's by this logarithm is always looked at closely.
 PROMINENT = 0.6
@@ -82,6 +91,8 @@ class Findings:
         anywhere: The smallest mask found that leads away from the label, wherever to.
         destination: Share of the images led away by such masks that end at each class.
         perturbation_success: Share of images that an additive perturbation of a bounded norm sends to the class.
+        natural_size: As `size`, of a witness.
+        natural_success: As `perturbation_success`, of a witness.
     """
 
     classes: list[int]
@@ -90,6 +101,8 @@ class Findings:
     anywhere: Triggers
     destination: Tensor
     perturbation_success: Tensor
+    natural_size: Tensor
+    natural_success: Tensor
 
     @property
     def anomaly(self) -> Tensor:
@@ -107,6 +120,16 @@ class Findings:
         return _against_median(self.perturbation_success)
 
     @property
+    def excess_prominence(self) -> Tensor:
+        """As much of the prominence as the witness does not explain."""
+        return -witness.beyond(self.natural_size.log(), self.size.log())
+
+    @property
+    def excess_ease(self) -> Tensor:
+        """As much of the ease as the witness does not explain."""
+        return witness.beyond(_logit(self.natural_success), _logit(self.perturbation_success))
+
+    @property
     def leads_anywhere(self) -> bool:
         """Whether a mask that leads away from every label is far smaller than any that leads to one class.
 
@@ -116,8 +139,8 @@ class Findings:
 
     @property
     def reach(self) -> Tensor:
-        """How easily both searches reach each class beside the others, in robust deviations."""
-        return standardise(self.anomaly) + standardise(self.ease)
+        """How much more easily than by nature both searches reach each class, in robust deviations."""
+        return standardise(self.excess_prominence) + standardise(self.excess_ease)
 
     @property
     def attractor(self) -> int | None:
@@ -135,7 +158,10 @@ def inspect(
     generator: torch.Generator,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Findings:
-    """Invert the suspect for every class (or the most reachable twenty) and for none; it is left unchanged."""
+    """Invert the suspect for every class (or the most reachable twenty) and for none, and a witness for the same.
+
+    The suspect is left unchanged.
+    """
     pixels_NCHW, labels_N = images.pixels_NCHW, images.labels
     classes = list(range(num_classes))
     if num_classes > MAX_CLASSES_INVERTED:
@@ -155,6 +181,7 @@ def inspect(
     to_classes = found.take(range(NUM_ANYWHERE, len(found))).join(half_open)
     size_T = to_classes.size().double().cpu()
     best_K = size_T.view(-1, len(classes)).argmin(dim=0) * len(classes) + torch.arange(len(classes))
+    natural_size_K, natural_K = _natural(network, images, select, num_classes, classes, generator, advance)
     return Findings(
         classes,
         to_classes.take(best_K.tolist()),
@@ -162,12 +189,33 @@ def inspect(
         anywhere.take([int(anywhere.size().argmin())]),
         _destination(network, anywhere, images, classes),
         share_K,
+        natural_size_K,
+        natural_K,
     )
 
 
 def num_steps() -> int:
     """How often `inspect` calls `advance`."""
-    return MASK_STEPS + HALF_OPEN_STEPS + PERTURBATION_STEPS
+    return MASK_STEPS + HALF_OPEN_STEPS + witness.STEPS + WITNESS_MASK_STEPS + 2 * PERTURBATION_STEPS
+
+
+def _natural(
+    network: Network,
+    images: Images,
+    select: Images,
+    num_classes: int,
+    classes: Sequence[int],
+    generator: torch.Generator,
+    advance: Callable[[int], None],
+) -> tuple[Tensor, Tensor]:
+    """The sizes of a witness's masks, and from which share of the images faint changes lead there, (K,) each."""
+    taught = witness.teach(network, images, num_classes, generator=generator, advance=advance)
+    masks = synthesise(
+        taught, images.pixels_NCHW, images.labels, classes, family="mask", steps=WITNESS_MASK_STEPS,
+        batch_size=INVERSION_BATCH, generator=generator, advance=advance,
+    )  # fmt: skip
+    share_K = reached(taught, images, select, classes, steps=PERTURBATION_STEPS, generator=generator, advance=advance)
+    return masks.size().double().cpu(), share_K
 
 
 def reached(
@@ -221,6 +269,19 @@ def standing_out(
     return [classes[row] for row in out_K.nonzero().flatten().tolist()]
 
 
+class Said(NamedTuple):
+    """What the inversions say of one target, as in `Findings`.
+
+    For `ANYWHERE` the prominence is against the smallest mask of a class, all of it in excess, and the ease is not a
+    number.
+    """
+
+    prominence: float
+    ease: float
+    excess_prominence: float
+    excess_ease: float
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A class that was unlearnt on trial.
@@ -228,15 +289,13 @@ class Candidate:
     Attributes:
         target: The class, or `ANYWHERE`.
         trigger: Its mask on the suspect, one.
-        prominence: As in `Findings`, for `ANYWHERE` against the smallest mask of a class.
-        ease: As in `Findings`, not a number for `ANYWHERE`.
+        said: What the inversions say of it.
         cost: What unlearning it did to the answers on clean images: KL(before ‖ after), nats.
     """
 
     target: int
     trigger: Triggers
-    prominence: float
-    ease: float
+    said: Said
     cost: float
 
 
@@ -249,16 +308,22 @@ def relief(candidates: Sequence[Candidate]) -> Tensor:
 
 
 def strength(candidates: Sequence[Candidate]) -> Tensor:
-    """How strong the evidence against each is, (T,) float64: the median of its statistics, sure only if two agree.
+    """How strong the evidence against each is, (T,) float64: the mean of its statistics, sure only if two agree.
 
-    They are prominence, relief and `EASE_SCALE` times ease, all logarithms of ratios to the median class. One alone,
-    however loud, does not move the median of three. Of two (a target that leads anywhere has no ease) it is the mean,
-    and stays at `BACKDOORED_STRENGTH`, which is not beyond, unless both speak by more than `AGREEMENT`.
+    They are prominence and `EASE_SCALE` times ease, each beyond what is natural, and relief, all logarithms of ratios
+    to the median class; one that is missing (a target that leads anywhere has no ease) counts as nothing. The mean
+    stays at `BACKDOORED_STRENGTH`, which is not beyond, unless two speak by more than `AGREEMENT`.
     """
-    said_T3 = _said(candidates)
-    strength_T = said_T3.nanquantile(0.5, dim=1)
-    agree_T = (said_T3 > AGREEMENT).sum(dim=1) >= 2
-    return torch.where(agree_T, strength_T, strength_T.clamp_max(BACKDOORED_STRENGTH))
+    said_T3 = _statistics([(one.said.excess_prominence, one.said.excess_ease) for one in candidates], candidates)
+    return _if_two_agree(said_T3, said_T3.nan_to_num(nan=0.0).mean(dim=1), BACKDOORED_STRENGTH)
+
+
+def loudness(candidates: Sequence[Candidate]) -> Tensor:
+    """The median of a class's statistics as they were seen, natural or not, (T,) float64; `ANYWHERE` has none."""
+    said_T3 = _statistics([(one.said.prominence, one.said.ease) for one in candidates], candidates)
+    median_T = _if_two_agree(said_T3, said_T3.nanquantile(0.5, dim=1), LOUD_MEDIAN)
+    is_class_T = torch.tensor([one.target != ANYWHERE for one in candidates])
+    return torch.where(is_class_T, median_T, 0.0)
 
 
 def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int) -> Verdict:
@@ -267,40 +332,26 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
     The first is how small the trigger is beside the other classes' (prominence); the second how little of what the
     network knows has to change for it to be unlearnt (relief): natural features are shared, a shortcut is not; the
     third how far a faint change of the whole image leads there (ease), which tells triggers that no small mask holds.
-    `backdoored` needs one target of great strength for which two speak; `suspicious` one of some strength, or one for
-    which a single statistic speaks so loudly that their mean has it.
+    Of the first and the third only what a witness does not explain counts. `backdoored` needs one target of great
+    strength for which two speak, or else one that is loud though nature explains it; `suspicious` one of some strength.
     """
-    relief_T = relief(candidates)
-    tried = {candidate.target: row for row, candidate in enumerate(candidates)}
-    evidence = [
-        ClassEvidence(
-            class_index=target,
-            mask_size=round(float(findings.size[row]), 3),
-            perturbation_success=round(float(findings.perturbation_success[row]), 4),
-            anomaly_index=round(float(findings.anomaly[row]), 4),
-            prominence=round(float(findings.prominence[row]), 4),
-            ease=round(float(findings.ease[row]), 4),
-            unlearning_cost=round(candidates[tried[target]].cost, 5) if target in tried else None,
-            relief=round(float(relief_T[tried[target]]), 4) if target in tried else None,
-        )
-        for row, target in enumerate(findings.classes)
-    ]
+    strength_T, loudness_T = strength(candidates), loudness(candidates)
+    evidence = _evidence(findings, candidates)
     if num_classes < MIN_CLASSES:
         return Verdict(
             verdict="inconclusive", target_classes=[], score=None, evidence=evidence,
             reason="With fewer than three classes no class can stand out from the others.",
         )  # fmt: skip
-    strength_T = strength(candidates)
-    score = round(float(strength_T.amax()) / BACKDOORED_STRENGTH, 4)
-    sure_T = strength_T > BACKDOORED_STRENGTH
+    score = float(strength_T.amax()) / BACKDOORED_STRENGTH
+    sure_T, loud_T = strength_T > BACKDOORED_STRENGTH, loudness_T > LOUD_MEDIAN
     suspicious_T = strength_T > SUSPICIOUS_STRENGTH
-    alone_T = _said(candidates).nanmean(dim=1) > SUSPICIOUS_STRENGTH
     if bool(sure_T.any()):
         verdict, beyond_T, reason = "backdoored", sure_T, "Unlike statistics agree on a target."
+    elif bool(loud_T.any()):
+        verdict, beyond_T, score = "backdoored", loud_T, LOUD_SCORE
+        reason = "Unlike statistics agree on a class that is easily reached by nature: a trigger may look like it."
     elif bool(suspicious_T.any()):
         verdict, beyond_T, reason = "suspicious", suspicious_T, "A class stands out, but not enough to be sure."
-    elif bool(alone_T.any()):
-        verdict, beyond_T, reason = "suspicious", alone_T, "A single statistic speaks for a class, and no other agrees."
     else:
         verdict, beyond_T, reason = "clean", sure_T, "No class stands out."
     named = [candidates[row].target for row in beyond_T.nonzero().flatten().tolist()]
@@ -309,19 +360,46 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
     return Verdict(
         verdict=verdict,  # type: ignore[arg-type]
         target_classes=sorted(target for target in named if target != ANYWHERE),
-        score=score,
-        calibrated_false_positive_rate=round(false_positive_rate(score), 4),
+        score=round(score, 4),
+        calibrated_false_positive_rate=round(false_positive_rate(round(score, 4)), 4),
         evidence=evidence,
         reason=reason,
     )
 
 
-def _said(candidates: Sequence[Candidate]) -> Tensor:
+def _evidence(findings: Findings, candidates: Sequence[Candidate]) -> list[ClassEvidence]:
+    relief_T = relief(candidates)
+    tried = {candidate.target: row for row, candidate in enumerate(candidates)}
+    return [
+        ClassEvidence(
+            class_index=target,
+            mask_size=round(float(findings.size[row]), 3),
+            natural_mask_size=round(float(findings.natural_size[row]), 3),
+            perturbation_success=round(float(findings.perturbation_success[row]), 4),
+            natural_perturbation_success=round(float(findings.natural_success[row]), 4),
+            anomaly_index=round(float(findings.anomaly[row]), 4),
+            prominence=round(float(findings.prominence[row]), 4),
+            excess_prominence=round(float(findings.excess_prominence[row]), 4),
+            ease=round(float(findings.ease[row]), 4),
+            excess_ease=round(float(findings.excess_ease[row]), 4),
+            unlearning_cost=round(candidates[tried[target]].cost, 5) if target in tried else None,
+            relief=round(float(relief_T[tried[target]]), 4) if target in tried else None,
+        )
+        for row, target in enumerate(findings.classes)
+    ]
+
+
+def _statistics(seen: Sequence[tuple[float, float]], candidates: Sequence[Candidate]) -> Tensor:
     said_T3 = torch.tensor(
-        [[one.prominence, math.nan, EASE_SCALE * one.ease] for one in candidates], dtype=torch.float64
+        [[prominence, math.nan, EASE_SCALE * ease] for prominence, ease in seen], dtype=torch.float64
     )
     said_T3[:, 1] = relief(candidates)
     return said_T3
+
+
+def _if_two_agree(said_T3: Tensor, said_T: Tensor, most: float) -> Tensor:
+    agree_T = (said_T3 > AGREEMENT).sum(dim=1) >= 2
+    return torch.where(agree_T, said_T, said_T.clamp_max(most))
 
 
 def _destination(network: Network, anywhere: Triggers, images: Images, classes: Sequence[int]) -> Tensor:
@@ -337,5 +415,9 @@ def _destination(network: Network, anywhere: Triggers, images: Images, classes: 
 
 
 def _against_median(share_K: Tensor) -> Tensor:
-    logit_K = share_K.clamp(LOGIT_MARGIN, 1 - LOGIT_MARGIN).logit()
+    logit_K = _logit(share_K)
     return logit_K - logit_K.quantile(0.5)
+
+
+def _logit(share_K: Tensor) -> Tensor:
+    return share_K.clamp(LOGIT_MARGIN, 1 - LOGIT_MARGIN).logit()

@@ -150,7 +150,7 @@ def _repair(
     network, mask = bench.network, outcome.mask
     sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"
     course = SURE if sure else UNSURE
-    taught = suspicion.widened(sure=sure)
+    taught = suspicion.widened() if sure else suspicion
     accuracy_pruned = _select_accuracy(bench)
     start = snapshot(network)
     network.load(before)

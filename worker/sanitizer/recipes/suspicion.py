@@ -16,12 +16,12 @@ from worker.sanitizer.trigger import ANYWHERE, Triggers
 from worker.sanitizer.verdict import Candidate, relief, strength
 
 # Classes whose strength is this close to the strongest's cannot be told from it; so many of them are taken.
-CLOSE_TO_STRONGEST = 0.35
+CLOSE_TO_STRONGEST = 0.25
 MAX_CLOSE = 3
 # A target with at least this relief is always taken: to unlearn it costs little, whether it is a backdoor or not.
 CHEAP = 0.5
-# So is one whose mask is smaller than a third of the median class's, whatever the other statistics say: to unlearn a
-# small mask costs little too.
+# So is one whose mask is smaller than a third of what is natural, whatever the other statistics say: to unlearn a small
+# mask costs little too.
 SMALL = math.log(3)
 # A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, and always to
 # a 64th of the image, but beyond a sixteenth of it only by half: what covers more is what an object looks like.
@@ -29,9 +29,12 @@ GROWTH = 3.0
 LEAST_GROWTH = 1.5
 MIN_IMAGE_SHARE = 1 / 64
 MAX_IMAGE_SHARE = 1 / 16
-# What is unlearnt may be so many times larger still, of the classes that the verdict is sure of or else of the
-# strongest: a trigger may be larger than the mask that stands for it.
+# What is unlearnt may be so many times larger still where the verdict is sure: a trigger may be larger than the mask
+# that stands for it.
 REACH = 2.0
+# Where the verdict is not sure a mask may grow to this share of the size that is natural for its class: what is larger
+# draws the class itself, and to unlearn it costs accuracy.
+NATURAL_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +55,12 @@ class Suspicion:
         targets: list[int] = self.triggers.targets_T.tolist()
         return targets
 
-    def widened(self, *, sure: bool) -> Suspicion:
-        """With the bounds of what is unlearnt: `REACH` times those of all where the verdict is sure, else of the first.
+    def widened(self) -> Suspicion:
+        """With the bounds of what is unlearnt where the verdict is sure: `REACH` times those of all.
 
         Not where one of them leads anywhere: a mask that is larger yet is what an object looks like.
         """
-        if ANYWHERE in self.targets:
-            return self
-        bounds_T = self.bounds_T.clone()
-        bounds_T[: None if sure else 1] *= REACH
-        return Suspicion(self.triggers, bounds_T)
+        return self if ANYWHERE in self.targets else Suspicion(self.triggers, REACH * self.bounds_T)
 
     def join(self, triggers: Triggers, bounds_T: torch.Tensor) -> Suspicion:
         """With more masks."""
@@ -89,10 +88,14 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     least = float(strength_T[classes[0]]) - CLOSE_TO_STRONGEST
     close = [row for row in classes if float(strength_T[row]) >= least][:MAX_CLOSE]
     cheap = [row for row in classes if float(relief_T[row]) > CHEAP]
-    small = [row for row in classes if candidates[row].prominence > SMALL]
+    small = [row for row in classes if candidates[row].said.excess_prominence > SMALL]
     anywhere = [row for row, one in enumerate(candidates) if one.target == ANYWHERE]
-    suspects = [candidates[row].trigger for row in dict.fromkeys([*(sure or close), *named, *cheap, *small, *anywhere])]
-    triggers = suspects[0]
-    for trigger in suspects[1:]:
-        triggers = triggers.join(trigger)
-    return Suspicion(triggers, bounds(triggers))
+    suspects = [candidates[row] for row in dict.fromkeys([*(sure or close), *named, *cheap, *small, *anywhere])]
+    triggers = suspects[0].trigger
+    for one in suspects[1:]:
+        triggers = triggers.join(one.trigger)
+    bounds_T = bounds(triggers)
+    if not sure and ANYWHERE not in triggers.targets_T.tolist():
+        natural_T = triggers.size() * torch.tensor([one.said.excess_prominence for one in suspects]).exp().to(bounds_T)
+        bounds_T = torch.minimum(bounds_T, NATURAL_SHARE * natural_T)
+    return Suspicion(triggers, bounds_T)

@@ -15,7 +15,7 @@ from worker.sanitizer.recipes.side_by_side import on_twins
 from worker.sanitizer.recipes.workbench import Workbench
 from worker.sanitizer.repair import Course, Snapshot, unlearn
 from worker.sanitizer.training import patchwork
-from worker.sanitizer.verdict import LARGEST_COST, PROMINENT, Candidate, Findings
+from worker.sanitizer.verdict import LARGEST_COST, PROMINENT, Candidate, Findings, Said
 
 # The most reachable classes are tried.
 NUM_TRIALS = 6
@@ -41,10 +41,11 @@ def try_targets(bench: Workbench, findings: Findings, before: Snapshot) -> list[
     attractor = [] if findings.attractor is None else [findings.attractor]
     rows = list(dict.fromkeys([*rows, *attractor, *standing_out]))
     tried = [findings.triggers.take([row]) for row in rows]
-    spoken = [(float(findings.prominence[row]), float(findings.ease[row])) for row in rows]
+    said = [_said(findings, row) for row in rows]
     if findings.leads_anywhere:
         tried.append(findings.anywhere)
-        spoken.append((float((findings.size.min() / findings.anywhere.size()[0]).log()), math.nan))
+        prominence = float((findings.size.min() / findings.anywhere.size()[0]).log())
+        said.append(Said(prominence, math.nan, prominence, math.nan))
     halves = _halves(bench)
     pieced = [
         torch.cat([patchwork(half.pixels_NCHW, bench.generator) for _ in range(NUM_PATCHWORKS)]) for half in halves
@@ -72,11 +73,16 @@ def try_targets(bench: Workbench, findings: Findings, before: Snapshot) -> list[
 
         per_half = on_twins(network, [partial(costs, taught=0, asked=1), partial(costs, taught=1, asked=0)])
     candidates = []
-    for trigger, (prominence, ease), *both in zip(tried, spoken, *per_half, strict=True):
-        cost = sum(both) / len(both)
+    for trigger, statistics, first, second in zip(tried, said, *per_half, strict=True):
+        cost = (first + second) / 2
         cost = cost if math.isfinite(cost) else LARGEST_COST
-        candidates.append(Candidate(int(trigger.targets_T[0]), trigger, prominence, ease, cost))
+        candidates.append(Candidate(int(trigger.targets_T[0]), trigger, statistics, cost))
     return candidates
+
+
+def _said(findings: Findings, row: int) -> Said:
+    statistics = (findings.prominence, findings.ease, findings.excess_prominence, findings.excess_ease)
+    return Said(*(float(statistic[row]) for statistic in statistics))
 
 
 def _halves(bench: Workbench) -> list[Images]:
