@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from worker.sanitizer import verdict as verdicts
+from worker.sanitizer import witness
 from worker.sanitizer.case import Images
 from worker.sanitizer.network import from_module
 from worker.sanitizer.spec import InputSpec
@@ -14,8 +15,10 @@ from worker.sanitizer.trigger import ANYWHERE, Triggers
 from worker.sanitizer.verdict import (
     Candidate,
     Findings,
+    Said,
     inspect,
     judge,
+    loudness,
     num_steps,
     relief,
     standing_out,
@@ -34,7 +37,8 @@ def triggers(targets, size=36.0):
     )
 
 
-def findings(sizes, reached=None, classes=None, anywhere=50.0, destination=None):
+def findings(sizes, reached=None, classes=None, anywhere=50.0, destination=None, natural=None, natural_reached=None):
+    """By nature all classes are alike, unless it is said otherwise."""
     number = len(sizes)
     classes = classes or list(range(10, 10 + number))
     return Findings(
@@ -44,17 +48,23 @@ def findings(sizes, reached=None, classes=None, anywhere=50.0, destination=None)
         anywhere=triggers([ANYWHERE], anywhere),
         destination=torch.tensor(destination or [1 / number] * number, dtype=torch.float64),
         perturbation_success=torch.tensor(reached or [0.2] * number, dtype=torch.float64),
+        natural_size=torch.tensor(natural or [40.0] * number, dtype=torch.float64),
+        natural_success=torch.tensor(natural_reached or [0.2] * number, dtype=torch.float64),
     )
 
 
 def tried(found, costs):
     """Candidates at these positions, with these costs."""
+    statistics = (found.prominence, found.ease, found.excess_prominence, found.excess_ease)
     return [
-        Candidate(
-            found.classes[row], found.triggers.take([row]), float(found.prominence[row]), float(found.ease[row]), cost
-        )
+        Candidate(found.classes[row], found.triggers.take([row]), Said(*(float(one[row]) for one in statistics)), cost)
         for row, cost in costs.items()
     ]
+
+
+def candidate(target, prominence, ease, cost):
+    """With nothing natural to discount."""
+    return Candidate(target, triggers([target]), Said(prominence, ease, prominence, ease), cost)
 
 
 @pytest.mark.parametrize(
@@ -83,14 +93,42 @@ def test_a_trigger_that_no_small_mask_holds_is_told_by_ease_and_relief():
     assert given.evidence[2].ease == pytest.approx(math.log(0.95 / 0.05) - math.log(0.2 / 0.8), abs=1e-3)
 
 
-def test_strength_is_the_median_of_the_statistics_and_one_alone_is_never_enough():
+def test_strength_is_the_mean_of_the_statistics_and_one_alone_is_never_enough():
     made = [
-        Candidate(0, triggers([0]), 1.0, 2.0, 0.1),
-        Candidate(1, triggers([1]), 30.0, 0.0, 0.1),
-        Candidate(2, triggers([2]), 0.0, 30.0, 0.1),
-        Candidate(ANYWHERE, triggers([ANYWHERE]), 1.0, math.nan, 0.1 * math.exp(-3)),
+        candidate(0, 1.0, 2.0, 0.1),
+        candidate(1, 30.0, 0.0, 0.1),
+        candidate(2, 0.0, 30.0, 0.1),
+        candidate(3, -1.0, 0.5, 0.1),
+        candidate(ANYWHERE, 1.0, math.nan, 0.1 * math.exp(-3)),
     ]
-    assert strength(made).tolist() == pytest.approx([1.0, 0.0, 0.0, (1 + 3) / 2])
+    most = verdicts.BACKDOORED_STRENGTH
+    assert strength(made).tolist() == pytest.approx([(1 + 0 + 1) / 3, most, most, (-1 + 0 + 0.25) / 3, (1 + 3) / 3])
+    assert loudness(made).tolist() == pytest.approx([1.0, 0.0, 0.0, 0.0, 0.0])
+
+
+def test_what_a_witness_knows_too_does_not_count():
+    sizes = [40.0, 36.0, 5.0, 44.0, 38.0, 42.0]
+    reached = [0.2, 0.15, 0.9, 0.3, 0.25, 0.2]
+    costs = {0: DEAR, 2: DEAR, 3: DEAR}
+    natural = findings(sizes, reached, natural=sizes, natural_reached=reached)
+    assert natural.excess_prominence.abs().max() < 1e-9
+    assert natural.excess_ease.abs().max() < 1e-9
+    made = tried(natural, costs)
+    assert strength(made).abs().max() < 1e-9
+    # It is as loud as before, so that the verdict is sure, but only just, and says why.
+    given = judge(natural, made, 6)
+    assert (given.verdict, given.target_classes, given.score) == ("backdoored", [12], verdicts.LOUD_SCORE)
+    assert "by nature" in given.reason
+    quiet = findings(sizes, natural=sizes)
+    assert judge(quiet, tried(quiet, costs), 6).verdict == "clean"
+
+
+def test_a_class_that_is_hard_to_reach_by_nature_stands_out_where_it_is_as_easy_as_the_others():
+    sizes, natural = [40.0, 36.0, 38.0, 44.0, 38.0, 42.0], [40.0, 36.0, 160.0, 44.0, 38.0, 42.0]
+    found = findings(sizes, natural=natural)
+    assert float(found.excess_prominence[2]) == float(found.excess_prominence.max())
+    assert float(found.excess_prominence[2]) > 0.5
+    assert float(found.prominence[2]) < 0.1
 
 
 def test_two_classes_leave_no_class_to_stand_out():
@@ -117,7 +155,7 @@ def test_a_small_trigger_to_nowhere_in_particular_is_named_without_a_class():
     assert found.leads_anywhere
     assert not findings(SMALL_AT_2, anywhere=5.0).leads_anywhere
     prominence = math.log(34 / 5)
-    candidates = [*tried(found, {0: DEAR, 1: DEAR}), Candidate(ANYWHERE, found.anywhere, prominence, math.nan, CHEAP)]
+    candidates = [*tried(found, {0: DEAR, 1: DEAR}), candidate(ANYWHERE, prominence, math.nan, CHEAP)]
     given = judge(found, candidates, 6)
     assert (given.verdict, given.target_classes) == ("backdoored", [])
     assert "no single class" in given.reason
@@ -142,6 +180,7 @@ def test_the_class_where_nearly_all_ends_is_the_attractor():
 def test_inspecting_leaves_the_network_alone_and_advances_as_often_as_it_says(suspect, monkeypatch):
     monkeypatch.setattr(verdicts, "MASK_STEPS", 20)
     monkeypatch.setattr(verdicts, "HALF_OPEN_STEPS", 10)
+    monkeypatch.setattr(verdicts, "WITNESS_MASK_STEPS", 10)
     made = suspect()
     before, steps = made.tensors(), []
     bench = made.bench
@@ -153,12 +192,14 @@ def test_inspecting_leaves_the_network_alone_and_advances_as_often_as_it_says(su
     assert found.classes == [0, 1, 2, 3]
     assert len(found.triggers) == len(found.size) == len(found.destination) == len(found.perturbation_success) == 4
     assert found.anywhere.targets_T.tolist() == [ANYWHERE]
+    assert len(found.natural_size) == len(found.natural_success) == 4
     assert float(found.destination.sum()) == pytest.approx(1.0)
 
 
 def test_a_radius_at_which_every_class_is_reached_shrinks_until_one_stands_out(monkeypatch):
-    for name in ("MASK_STEPS", "HALF_OPEN_STEPS"):
+    for name in ("MASK_STEPS", "HALF_OPEN_STEPS", "WITNESS_MASK_STEPS"):
         monkeypatch.setattr(verdicts, name, 1)
+    monkeypatch.setattr(witness, "STEPS", 1)
     network, images = linear(sensitive_to=2)
 
     def ease():

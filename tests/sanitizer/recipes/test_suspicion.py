@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from worker.sanitizer.recipes.suspicion import Suspicion, bounds, suspect
+from worker.sanitizer.recipes.suspicion import bounds, suspect
 from worker.sanitizer.report import Verdict
 from worker.sanitizer.trigger import ANYWHERE, Triggers
-from worker.sanitizer.verdict import Candidate
+from worker.sanitizer.verdict import Candidate, Said
 
 
 def masks(targets, size=36.0):
@@ -18,12 +18,16 @@ def masks(targets, size=36.0):
     )
 
 
+def candidate(target, prominence, ease, cost):
+    """With nothing natural to discount."""
+    return Candidate(target, masks([target]), Said(prominence, ease, prominence, ease), cost)
+
+
 def suspected(candidates, sure=(), named=()):
     """The targets suspected among (target, prominence, ease, cost)."""
-    made = [Candidate(target, masks([target]), prominence, ease, cost) for target, prominence, ease, cost in candidates]
+    made = [candidate(*one) for one in candidates]
     verdict = Verdict(verdict="backdoored" if sure else "suspicious", reason="", target_classes=list(sure or named))
     suspicion = suspect(made, verdict)
-    assert suspicion.bounds_T.tolist() == bounds(suspicion.triggers).tolist()
     return suspicion.targets
 
 
@@ -57,7 +61,7 @@ def test_classes_that_the_verdict_is_sure_of_are_suspected_however_far_apart():
 
 
 def test_a_class_that_the_verdict_names_for_one_loud_statistic_is_suspected_too():
-    candidates = [(2, 0.9, 1.0, 0.05), (3, 0.0, 9.0, 0.05), *PLAIN]
+    candidates = [(2, 2.9, 1.0, 0.05), (3, 0.0, 9.0, 0.05), *PLAIN]
     assert suspected(candidates) == [2]
     assert suspected(candidates, named=(3,)) == [2, 3]
 
@@ -78,17 +82,32 @@ def test_a_small_mask_may_grow_threefold_a_large_one_by_half_and_a_tiny_one_to_a
 
 
 @pytest.mark.parametrize(
-    ("targets", "sure", "factors"),
+    ("sure", "prominence", "excess", "bound", "taught"),
     [
-        ([3, 5, 6], True, [2.0, 2.0, 2.0]),
-        ([3, 5, 6], False, [2.0, 1.0, 1.0]),
-        ([3, ANYWHERE], True, [1.0, 1.0]),
-        ([3, ANYWHERE], False, [1.0, 1.0]),
+        # What is suspected surely is unlearnt to twice the bound, but not beyond what is natural for its class.
+        (True, 2.0, 2.0, 4.5, 9.0),
+        (True, 2.0, math.log(2.5), 4.5, 7.5),
+        # Not so where nature explains it.
+        (True, 9.0, 0.0, 4.5, 9.0),
+        # Where nothing is sure a mask may grow to half of what is natural, and never beyond a sure one's bound.
+        (False, 0.5, 0.0, 1.5, 1.5),
+        (False, 0.5, math.log(2), 3.0, 3.0),
+        (False, 0.5, 9.0, 4.5, 4.5),
     ],
 )
-def test_what_is_unlearnt_may_be_twice_as_large_for_sure_classes_or_else_the_strongest(targets, sure, factors):
-    suspicion = Suspicion(masks(targets), torch.full((len(targets),), 40.0))
-    widened = suspicion.widened(sure=sure)
-    assert widened.bounds_T.tolist() == [40.0 * factor for factor in factors]
-    assert widened.targets == targets
-    assert suspicion.bounds_T.tolist() == [40.0] * len(targets)
+def test_how_far_a_mask_may_grow_hangs_on_what_is_natural(sure, prominence, excess, bound, taught):
+    said = Said(prominence, 2 * prominence, excess, 2 * excess)
+    made = [Candidate(2, masks([2], size=3.0), said, 0.05), *(candidate(*one) for one in PLAIN)]
+    verdict = Verdict(verdict="backdoored" if sure else "suspicious", reason="", target_classes=[2])
+    suspicion = suspect(made, verdict)
+    assert suspicion.targets[0] == 2
+    assert float(suspicion.bounds_T[0]) == pytest.approx(bound)
+    assert float(suspicion.taught.bounds_T[0]) == pytest.approx(taught)
+    assert suspicion.taught.targets == suspicion.targets
+
+
+def test_a_mask_that_leads_anywhere_is_unlearnt_at_the_bound_of_all():
+    made = [candidate(2, 1.0, 2.0, 0.05), candidate(ANYWHERE, 2.0, math.nan, 0.05), *(candidate(*one) for one in PLAIN)]
+    suspicion = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=[2]))
+    assert ANYWHERE in suspicion.targets
+    assert suspicion.taught_T.tolist() == suspicion.bounds_T.tolist() == bounds(suspicion.triggers).tolist()

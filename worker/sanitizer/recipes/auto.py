@@ -16,7 +16,7 @@ from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.cut_off import cut_off
 from worker.sanitizer.recipes.prune import prune_with
 from worker.sanitizer.recipes.scope import in_scope
-from worker.sanitizer.recipes.suspicion import Suspicion, bounds, suspect
+from worker.sanitizer.recipes.suspicion import Bounded, Suspicion, bounds, suspect
 from worker.sanitizer.recipes.thresholds import limits_of
 from worker.sanitizer.recipes.trials import try_targets
 from worker.sanitizer.recipes.walk_back import is_finite, right, walk_back, within_budget
@@ -150,7 +150,7 @@ def _repair(
     network, mask = bench.network, outcome.mask
     sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"
     course = SURE if sure else UNSURE
-    taught = suspicion.widened() if sure else suspicion
+    taught = suspicion.taught
     accuracy_pruned = _select_accuracy(bench)
     start = snapshot(network)
     network.load(before)
@@ -199,11 +199,11 @@ def _is_admissible(bench: Workbench, right_before_N: Tensor, budget: AccuracyBud
 
 
 def _unlearn_again(
-    bench: Workbench, findings: Findings, suspicion: Suspicion, before: Snapshot, course: Course, mask: Mask
+    bench: Workbench, findings: Findings, taught: Bounded, before: Snapshot, course: Course, mask: Mask
 ) -> None:
     """Unlearn the suspects, and masks that lead anywhere: the suspect's smallest, and one of the network as it is."""
     found = _invert_again(bench, [ANYWHERE]).join(findings.anywhere)
-    again = _doubled(bench, suspicion).join(found, bounds(found))
+    again = _doubled(bench, taught).join(found, bounds(found))
     # The suspects' own triggers keep the weight that they had.
     own = float(chances(again.triggers, course)[: -len(found)].sum())
     weight = course.trigger_weight / own
@@ -212,17 +212,17 @@ def _unlearn_again(
 
 
 def _unlearn_aimed(
-    bench: Workbench, suspicion: Suspicion, before: Snapshot, course: Course, mask: Mask, targets: Sequence[int]
+    bench: Workbench, taught: Bounded, before: Snapshot, course: Course, mask: Mask, targets: Sequence[int]
 ) -> None:
     """Unlearn triggers that depend on the image and lead to these classes, beside the suspects' masks."""
     anchor_weight = AIMED_ANCHOR_SHARE * course.anchor_weight
     course = dataclasses.replace(course, anchor_weight=anchor_weight, residual_weight=AIMED_WEIGHT)
-    _unlearn(bench, suspicion, before, course, mask, LEAST_UNLEARN_STEPS, phase="repair_again", residual=targets)
+    _unlearn(bench, taught, before, course, mask, LEAST_UNLEARN_STEPS, phase="repair_again", residual=targets)
 
 
 def _unlearn(
     bench: Workbench,
-    suspicion: Suspicion,
+    taught: Bounded,
     anchor: Snapshot,
     course: Course,
     mask: Mask,
@@ -234,14 +234,14 @@ def _unlearn(
     """Unlearn the suspects from where the network is."""
     with bench.phase(phase, steps) as advance:
         unlearn(
-            bench.network, bench.repair, suspicion.triggers, suspicion.bounds_T, course, anchor=anchor, steps=steps,
+            bench.network, bench.repair, taught.triggers, taught.bounds_T, course, anchor=anchor, steps=steps,
             generator=bench.generator, mask=mask, residual_targets=residual, advance=advance,
         )  # fmt: skip
 
 
-def _doubled(bench: Workbench, suspicion: Suspicion) -> Suspicion:
+def _doubled(bench: Workbench, taught: Bounded) -> Bounded:
     """With a second mask for each, drawn anew: the first may sit in a corner that the network soon defends."""
-    return suspicion.join(_invert_again(bench, suspicion.targets), suspicion.bounds_T)
+    return taught.join(_invert_again(bench, taught.targets), taught.bounds_T)
 
 
 def _invert_again(bench: Workbench, targets: Sequence[int]) -> Triggers:

@@ -13,7 +13,7 @@ import torch
 
 from worker.sanitizer.report import Verdict
 from worker.sanitizer.trigger import ANYWHERE, Triggers
-from worker.sanitizer.verdict import Candidate, relief, strength
+from worker.sanitizer.verdict import BACKDOORED_STRENGTH, Candidate, relief, strength
 
 # Classes whose strength is this close to the strongest's cannot be told from it; so many of them are taken.
 CLOSE_TO_STRONGEST = 0.25
@@ -29,8 +29,8 @@ GROWTH = 3.0
 LEAST_GROWTH = 1.5
 MIN_IMAGE_SHARE = 1 / 64
 MAX_IMAGE_SHARE = 1 / 16
-# What is unlearnt may be so many times larger still where the verdict is sure: a trigger may be larger than the mask
-# that stands for it.
+# What is unlearnt may be so many times larger still where the verdict is sure, up to the size that is natural: a
+# trigger may be larger than the mask that stands for it.
 REACH = 2.0
 # Where the verdict is not sure a mask may grow to this share of the size that is natural for its class: what is larger
 # draws the class itself, and to unlearn it costs accuracy.
@@ -38,12 +38,12 @@ NATURAL_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Suspicion:
-    """What repair works against.
+class Bounded:
+    """Masks and how far they may grow.
 
     Attributes:
-        triggers: Masks that lead to the suspected targets, T of them.
-        bounds_T: Bounds of their ℓ1 norms that the repair must withstand, in pixels.
+        triggers: Masks, T of them.
+        bounds_T: Bounds of their ℓ1 norms, in pixels.
     """
 
     triggers: Triggers
@@ -55,16 +55,34 @@ class Suspicion:
         targets: list[int] = self.triggers.targets_T.tolist()
         return targets
 
-    def widened(self) -> Suspicion:
-        """With the bounds of what is unlearnt where the verdict is sure: `REACH` times those of all.
-
-        Not where one of them leads anywhere: a mask that is larger yet is what an object looks like.
-        """
-        return self if ANYWHERE in self.targets else Suspicion(self.triggers, REACH * self.bounds_T)
-
-    def join(self, triggers: Triggers, bounds_T: torch.Tensor) -> Suspicion:
+    def join(self, triggers: Triggers, bounds_T: torch.Tensor) -> Bounded:
         """With more masks."""
-        return Suspicion(self.triggers.join(triggers), torch.cat([self.bounds_T, bounds_T]))
+        return Bounded(self.triggers.join(triggers), torch.cat([self.bounds_T, bounds_T]))
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """What repair works against.
+
+    Attributes:
+        triggers: Masks that lead to the suspected targets, T of them.
+        bounds_T: Bounds of their ℓ1 norms that the repair must withstand, in pixels.
+        taught_T: Bounds of what is unlearnt, no smaller.
+    """
+
+    triggers: Triggers
+    bounds_T: torch.Tensor
+    taught_T: torch.Tensor
+
+    @property
+    def targets(self) -> list[int]:
+        """Where each leads."""
+        return self.taught.targets
+
+    @property
+    def taught(self) -> Bounded:
+        """What is unlearnt."""
+        return Bounded(self.triggers, self.taught_T)
 
 
 def bounds(triggers: Triggers) -> torch.Tensor:
@@ -94,8 +112,21 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     triggers = suspects[0].trigger
     for one in suspects[1:]:
         triggers = triggers.join(one.trigger)
-    bounds_T = bounds(triggers)
-    if not sure and ANYWHERE not in triggers.targets_T.tolist():
-        natural_T = triggers.size() * torch.tensor([one.said.excess_prominence for one in suspects]).exp().to(bounds_T)
-        bounds_T = torch.minimum(bounds_T, NATURAL_SHARE * natural_T)
-    return Suspicion(triggers, bounds_T)
+    bounds_T = taught_T = bounds(triggers)
+    # A mask that leads anywhere and is larger yet is what an object looks like.
+    if ANYWHERE not in triggers.targets_T.tolist():
+        natural_T = _natural_size(suspects)
+        if sure:
+            # A class that is suspected though nature explains it has no size that is too large.
+            explained = [float(strength_T[candidates.index(one)]) <= BACKDOORED_STRENGTH for one in suspects]
+            natural_T[torch.tensor(explained, device=natural_T.device)] = torch.inf
+            taught_T = torch.maximum(bounds_T, torch.minimum(REACH * bounds_T, natural_T))
+        else:
+            bounds_T = taught_T = torch.minimum(bounds_T, NATURAL_SHARE * natural_T)
+    return Suspicion(triggers, bounds_T, taught_T)
+
+
+def _natural_size(suspects: Sequence[Candidate]) -> torch.Tensor:
+    """The size of each one's mask if it were as small beside the others as it is by nature, (T,) in pixels."""
+    size_T = torch.cat([one.trigger.size() for one in suspects])
+    return size_T * torch.tensor([one.said.excess_prominence for one in suspects]).exp().to(size_T)
