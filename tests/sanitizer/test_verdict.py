@@ -181,6 +181,7 @@ def test_inspecting_leaves_the_network_alone_and_advances_as_often_as_it_says(su
     monkeypatch.setattr(verdicts, "MASK_STEPS", 20)
     monkeypatch.setattr(verdicts, "HALF_OPEN_STEPS", 10)
     monkeypatch.setattr(verdicts, "WITNESS_MASK_STEPS", 10)
+    monkeypatch.setattr(witness, "STEPS", 5)
     made = suspect()
     before, steps = made.tensors(), []
     bench = made.bench

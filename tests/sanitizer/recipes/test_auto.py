@@ -14,7 +14,8 @@ from worker.sanitizer.report import SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget, FixedFraction, SanitizeSpec
 
 SHORT = {
-    "verdict": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5, "HALF_OPEN_STEPS": 10},
+    "verdict": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5, "HALF_OPEN_STEPS": 10, "WITNESS_MASK_STEPS": 5},
+    "witness": {"STEPS": 5},
     "recipes.trials": {"TRIAL_STEPS": 4},
     "recipes.auto": {
         "FRESH_STEPS": 4,
@@ -48,7 +49,13 @@ def shortened(suspect, monkeypatch):
     return run
 
 
-def test_a_second_round_follows_where_the_estimate_is_too_high(shortened):
+def test_a_second_round_follows_where_the_estimate_is_too_high(shortened, monkeypatch):
+    estimates = iter([0.4, 0.1])
+    monkeypatch.setattr(
+        importlib.import_module("worker.sanitizer.recipes.auto"),
+        "_estimate",
+        lambda *_: SyntheticAttackSuccess(before=1.0, after=next(estimates), num_triggers=1),
+    )
     outcome, made, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)))
     assert outcome.verdict.verdict == "backdoored"
     assert outcome.repair.rounds == 2

@@ -13,7 +13,7 @@ import torch
 
 from worker.sanitizer.report import Verdict
 from worker.sanitizer.trigger import ANYWHERE, Triggers
-from worker.sanitizer.verdict import BACKDOORED_STRENGTH, Candidate, relief, strength
+from worker.sanitizer.verdict import BACKDOORED_STRENGTH, LOUD_MEDIAN, Candidate, loudness, relief, strength
 
 # Classes whose strength is this close to the strongest's cannot be told from it; so many of them are taken.
 CLOSE_TO_STRONGEST = 0.25
@@ -95,14 +95,15 @@ def bounds(triggers: Triggers) -> torch.Tensor:
 def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     """Whom to unlearn, the strongest first.
 
-    The classes that the verdict is sure of, or else the strongest; those that it names; those that are cheap to unlearn
-    or have a small mask; and the trigger that leads anywhere, if it was tried.
+    The classes that the verdict is sure of and those that are loud, or else the strongest; those that it names; those
+    that are cheap to unlearn or have a small mask; and the trigger that leads anywhere, if it was tried.
     """
-    strength_T, relief_T = strength(candidates), relief(candidates)
+    strength_T, loudness_T, relief_T = strength(candidates), loudness(candidates), relief(candidates)
     classes = [row for row, one in enumerate(candidates) if one.target != ANYWHERE]
     classes.sort(key=lambda row: -float(strength_T[row]))
     named = [row for row in classes if candidates[row].target in verdict.target_classes]
-    sure = named if verdict.verdict == "backdoored" else []
+    loud = [row for row in classes if float(loudness_T[row]) > LOUD_MEDIAN]
+    sure = [*named, *loud] if verdict.verdict == "backdoored" else []
     least = float(strength_T[classes[0]]) - CLOSE_TO_STRONGEST
     close = [row for row in classes if float(strength_T[row]) >= least][:MAX_CLOSE]
     cheap = [row for row in classes if float(relief_T[row]) > CHEAP]
@@ -117,9 +118,9 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     if ANYWHERE not in triggers.targets_T.tolist():
         natural_T = _natural_size(suspects)
         if sure:
-            # A class that is suspected though nature explains it has no size that is too large.
-            explained = [float(strength_T[candidates.index(one)]) <= BACKDOORED_STRENGTH for one in suspects]
-            natural_T[torch.tensor(explained, device=natural_T.device)] = torch.inf
+            # Where nature explains all that is suspected no size is too large.
+            if float(strength_T.amax()) <= BACKDOORED_STRENGTH:
+                natural_T = torch.full_like(natural_T, torch.inf)
             taught_T = torch.maximum(bounds_T, torch.minimum(REACH * bounds_T, natural_T))
         else:
             bounds_T = taught_T = torch.minimum(bounds_T, NATURAL_SHARE * natural_T)
