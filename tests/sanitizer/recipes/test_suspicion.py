@@ -84,10 +84,8 @@ def test_a_small_mask_may_grow_threefold_a_large_one_by_half_and_a_tiny_one_to_a
 @pytest.mark.parametrize(
     ("sure", "prominence", "excess", "bound", "taught"),
     [
-        # What is suspected surely is unlearnt to twice the bound, but not beyond what is natural for its class.
+        # What is suspected surely is unlearnt to twice the bound.
         (True, 2.0, 2.0, 4.5, 9.0),
-        (True, 2.0, math.log(2.5), 4.5, 7.5),
-        # Not so where nature explains it.
         (True, 9.0, 0.0, 4.5, 9.0),
         # Where nothing is sure a mask may grow to half of what is natural, and never beyond a sure one's bound.
         (False, 0.5, 0.0, 1.5, 1.5),
@@ -104,6 +102,7 @@ def test_how_far_a_mask_may_grow_hangs_on_what_is_natural(sure, prominence, exce
     assert float(suspicion.bounds_T[0]) == pytest.approx(bound)
     assert float(suspicion.taught.bounds_T[0]) == pytest.approx(taught)
     assert suspicion.taught.targets == suspicion.targets
+    assert suspicion.are_small == (not sure or excess > math.log(3))
 
 
 def test_a_mask_that_leads_anywhere_is_unlearnt_at_the_bound_of_all():

@@ -40,12 +40,12 @@ PRUNING_SHARE = 0.25
 # Gradient steps of a round for each suspected class, at least so many.
 UNLEARN_STEPS = 150
 LEAST_UNLEARN_STEPS = 300
-# The surer the verdict, the lighter the anchor and the heavier the masks. Triggers that are random or depend on the
-# image lead nowhere or anywhere: they work against a backdoor whose class is not suspected, or that no mask stands for.
-# The random ones cost no accuracy on networks of the battery, so they are the heavier where nothing is sure. There a
-# small mask says little, and all are drawn alike. Softened answers keep more of the accuracy there; of a large trigger
-# whose class is sure they leave more.
-SURE = Course(
+# Where the verdict is sure of small masks the anchor is the lighter and the masks are the heavier. Triggers that are
+# random or depend on the image lead nowhere or anywhere: they work against a backdoor whose class is not suspected, or
+# that no mask stands for. The random ones cost no accuracy on networks of the battery, so they are the heavier where
+# nothing is sure, or a large mask stands for a change of the whole image. There all masks are drawn alike, and softened
+# answers keep more of the accuracy.
+SMALL_MASKS = Course(
     anchor_weight=25.0,
     trigger_weight=6.0,
     random_weight=10.0,
@@ -55,8 +55,8 @@ SURE = Course(
     search_batch=INVERSION_BATCH,
     small_first=True,
 )
-UNSURE = dataclasses.replace(
-    SURE, anchor_weight=30.0, trigger_weight=3.0, random_weight=20.0, small_first=False, temperature=3.0
+LARGE_MASKS = dataclasses.replace(
+    SMALL_MASKS, anchor_weight=30.0, trigger_weight=3.0, random_weight=20.0, small_first=False, temperature=3.0
 )
 # Of a search for masks on the network as it is.
 FRESH_STEPS = 100
@@ -149,7 +149,7 @@ def _repair(
     """
     network, mask = bench.network, outcome.mask
     sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"
-    course = SURE if sure else UNSURE
+    course = SMALL_MASKS if sure and suspicion.are_small else LARGE_MASKS
     taught = suspicion.taught
     accuracy_pruned = _select_accuracy(bench)
     start = snapshot(network)

@@ -13,7 +13,7 @@ import torch
 
 from worker.sanitizer.report import Verdict
 from worker.sanitizer.trigger import ANYWHERE, Triggers
-from worker.sanitizer.verdict import BACKDOORED_STRENGTH, LOUD_MEDIAN, Candidate, loudness, relief, strength
+from worker.sanitizer.verdict import LOUD_MEDIAN, Candidate, loudness, relief, strength
 
 # Classes whose strength is this close to the strongest's cannot be told from it; so many of them are taken.
 CLOSE_TO_STRONGEST = 0.25
@@ -29,8 +29,8 @@ GROWTH = 3.0
 LEAST_GROWTH = 1.5
 MIN_IMAGE_SHARE = 1 / 64
 MAX_IMAGE_SHARE = 1 / 16
-# What is unlearnt may be so many times larger still where the verdict is sure, up to the size that is natural: a
-# trigger may be larger than the mask that stands for it.
+# What is unlearnt may be so many times larger still where the verdict is sure: a trigger may be larger than the mask
+# that stands for it.
 REACH = 2.0
 # Where the verdict is not sure a mask may grow to this share of the size that is natural for its class: what is larger
 # draws the class itself, and to unlearn it costs accuracy.
@@ -68,11 +68,13 @@ class Suspicion:
         triggers: Masks that lead to the suspected targets, T of them.
         bounds_T: Bounds of their ℓ1 norms that the repair must withstand, in pixels.
         taught_T: Bounds of what is unlearnt, no smaller.
+        are_small: Whether the masks of all classes that the verdict is sure of are small beside what is natural.
     """
 
     triggers: Triggers
     bounds_T: torch.Tensor
     taught_T: torch.Tensor
+    are_small: bool = True
 
     @property
     def targets(self) -> list[int]:
@@ -116,15 +118,13 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     bounds_T = taught_T = bounds(triggers)
     # A mask that leads anywhere and is larger yet is what an object looks like.
     if ANYWHERE not in triggers.targets_T.tolist():
-        natural_T = _natural_size(suspects)
         if sure:
-            # Where nature explains all that is suspected no size is too large.
-            if float(strength_T.amax()) <= BACKDOORED_STRENGTH:
-                natural_T = torch.full_like(natural_T, torch.inf)
-            taught_T = torch.maximum(bounds_T, torch.minimum(REACH * bounds_T, natural_T))
+            taught_T = REACH * bounds_T
         else:
-            bounds_T = taught_T = torch.minimum(bounds_T, NATURAL_SHARE * natural_T)
-    return Suspicion(triggers, bounds_T, taught_T)
+            bounds_T = taught_T = torch.minimum(bounds_T, NATURAL_SHARE * _natural_size(suspects))
+    return Suspicion(
+        triggers, bounds_T, taught_T, are_small=all(candidates[row].said.excess_prominence > SMALL for row in sure)
+    )
 
 
 def _natural_size(suspects: Sequence[Candidate]) -> torch.Tensor:
