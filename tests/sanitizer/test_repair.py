@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from tests.sanitizer.conftest import TARGET
 from worker.sanitizer import masks, repair
-from worker.sanitizer.recipes.auto import SURE
+from worker.sanitizer.recipes.auto import SMALL_MASKS
 from worker.sanitizer.repair import Course, chances, interpolate, snapshot, stamp_randomly, unlearn
 from worker.sanitizer.residual import ResidualSearch
 from worker.sanitizer.trigger import Triggers, synthesise
@@ -128,7 +128,7 @@ def test_the_planted_backdoor_is_unlearnt_and_accuracy_kept(suspect):
     accuracy, attack = made.scores()
     assert attack > 0.95
     start = searched(made.bench, [TARGET], steps=100)
-    unlearnt(made.bench, start, course=SURE, steps=200, anchor=before)
+    unlearnt(made.bench, start, course=SMALL_MASKS, steps=200, anchor=before)
     after, left = made.scores()
     assert left < 0.3
     assert after > accuracy - 0.05

@@ -102,7 +102,6 @@ def test_how_far_a_mask_may_grow_hangs_on_what_is_natural(sure, prominence, exce
     assert float(suspicion.bounds_T[0]) == pytest.approx(bound)
     assert float(suspicion.taught.bounds_T[0]) == pytest.approx(taught)
     assert suspicion.taught.targets == suspicion.targets
-    assert suspicion.are_small == (not sure or excess > math.log(3))
 
 
 def test_a_mask_that_leads_anywhere_is_unlearnt_at_the_bound_of_all():
@@ -110,3 +109,22 @@ def test_a_mask_that_leads_anywhere_is_unlearnt_at_the_bound_of_all():
     suspicion = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=[2]))
     assert ANYWHERE in suspicion.targets
     assert suspicion.taught_T.tolist() == suspicion.bounds_T.tolist() == bounds(suspicion.triggers).tolist()
+
+
+@pytest.mark.parametrize(
+    ("sure", "statistics", "small"),
+    [
+        # A patch; a change of the whole image that a large mask stands for; a class that nature explains and is loud.
+        ([2], Said(2.0, 1.0, 2.0, 1.0), True),
+        ([2], Said(0.7, 6.0, 0.7, 6.0), False),
+        ([2], Said(1.0, 2.0, 0.0, 0.2), True),
+        # A trigger that leads anywhere has no class to name; and where nothing is sure nothing is said of masks.
+        ([], Said(0.1, 0.1, 0.1, 0.1), True),
+        (None, Said(2.0, 0.0, 2.0, 0.0), False),
+    ],
+)
+def test_small_masks_and_loud_classes_are_told_from_large_masks(sure, statistics, small):
+    relief = 0.02 if statistics.ease == 2.0 else 0.05
+    made = [Candidate(2, masks([2]), statistics, relief), *(candidate(*one) for one in PLAIN)]
+    verdict = Verdict(verdict="suspicious" if sure is None else "backdoored", reason="", target_classes=sure or [])
+    assert suspect(made, verdict).of_small_masks == small

@@ -149,7 +149,7 @@ def _repair(
     """
     network, mask = bench.network, outcome.mask
     sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"
-    course = SMALL_MASKS if sure and suspicion.are_small else LARGE_MASKS
+    course = SMALL_MASKS if suspicion.of_small_masks else LARGE_MASKS
     taught = suspicion.taught
     accuracy_pruned = _select_accuracy(bench)
     start = snapshot(network)

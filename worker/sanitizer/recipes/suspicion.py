@@ -68,13 +68,14 @@ class Suspicion:
         triggers: Masks that lead to the suspected targets, T of them.
         bounds_T: Bounds of their ℓ1 norms that the repair must withstand, in pixels.
         taught_T: Bounds of what is unlearnt, no smaller.
-        are_small: Whether the masks of all classes that the verdict is sure of are small beside what is natural.
+        of_small_masks: Whether the verdict is sure, and no large mask stands for a change of the whole image: those of
+            its classes are small beside what is natural, or one is loud.
     """
 
     triggers: Triggers
     bounds_T: torch.Tensor
     taught_T: torch.Tensor
-    are_small: bool = True
+    of_small_masks: bool
 
     @property
     def targets(self) -> list[int]:
@@ -122,9 +123,8 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
             taught_T = REACH * bounds_T
         else:
             bounds_T = taught_T = torch.minimum(bounds_T, NATURAL_SHARE * _natural_size(suspects))
-    return Suspicion(
-        triggers, bounds_T, taught_T, are_small=all(candidates[row].said.excess_prominence > SMALL for row in sure)
-    )
+    is_small = all(row in small for row in named)
+    return Suspicion(triggers, bounds_T, taught_T, verdict.verdict == "backdoored" and (bool(loud) or is_small))
 
 
 def _natural_size(suspects: Sequence[Candidate]) -> torch.Tensor:
