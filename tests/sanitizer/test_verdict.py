@@ -123,6 +123,15 @@ def test_what_a_witness_knows_too_does_not_count():
     assert judge(quiet, tried(quiet, costs), 6).verdict == "clean"
 
 
+@pytest.mark.parametrize(
+    ("spoken", "named"), [({0: 0.6, 1: 0.5}, [0]), ({0: 0.9, 1: 0.8, 2: 0.1}, [0, 1]), ({0: 0.9, 3: -1.0}, [0])]
+)
+def test_of_a_suspicious_network_the_strongest_is_named_and_what_else_is_strong(spoken, named):
+    found = findings(EVEN, classes=list(range(6)))
+    given = judge(found, [candidate(target, value, 0.0, DEAR) for target, value in spoken.items()], 6)
+    assert (given.verdict, given.target_classes) == ("suspicious", named)
+
+
 def test_a_class_that_is_hard_to_reach_by_nature_stands_out_where_it_is_as_easy_as_the_others():
     sizes, natural = [40.0, 36.0, 38.0, 44.0, 38.0, 42.0], [40.0, 36.0, 160.0, 44.0, 38.0, 42.0]
     found = findings(sizes, natural=natural)

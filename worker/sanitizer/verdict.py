@@ -64,6 +64,8 @@ WITNESS_MASK_STEPS = 200
 # alarms that a verdict states is not theirs: it comes from a bank of clean networks (benchmarks/results/bank.md).
 BACKDOORED_STRENGTH = 0.5
 SUSPICIOUS_STRENGTH = 0.1
+# Of a suspicious network the classes beyond this are named, or else the strongest.
+NAMED_STRENGTH = 0.25
 # What the witness knows too is discounted; by this median of the statistics as they were seen a verdict is sure all the
 # same, but only just: a trigger may look like what a class looks like.
 LOUD_MEDIAN = 0.75
@@ -344,14 +346,14 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
         )  # fmt: skip
     score = float(strength_T.amax()) / BACKDOORED_STRENGTH
     sure_T, loud_T = strength_T > BACKDOORED_STRENGTH, loudness_T > LOUD_MEDIAN
-    suspicious_T = strength_T > SUSPICIOUS_STRENGTH
+    named_T = strength_T >= strength_T.amax().clamp_max(NAMED_STRENGTH)
     if bool(sure_T.any()):
         verdict, beyond_T, reason = "backdoored", sure_T, "Unlike statistics agree on a target."
     elif bool(loud_T.any()):
         verdict, beyond_T, score = "backdoored", loud_T, LOUD_SCORE
         reason = "Unlike statistics agree on a class that is easily reached by nature: a trigger may look like it."
-    elif bool(suspicious_T.any()):
-        verdict, beyond_T, reason = "suspicious", suspicious_T, "A class stands out, but not enough to be sure."
+    elif float(strength_T.amax()) > SUSPICIOUS_STRENGTH:
+        verdict, beyond_T, reason = "suspicious", named_T, "A class stands out, but not enough to be sure."
     else:
         verdict, beyond_T, reason = "clean", sure_T, "No class stands out."
     named = [candidates[row].target for row in beyond_T.nonzero().flatten().tolist()]
