@@ -42,7 +42,7 @@ def test_a_witness_learns_the_classes_and_not_the_backdoor():
     generator = torch.Generator().manual_seed(0)
     images, others = stripes(200, generator), stripes(100, generator)
     steps = []
-    made = witness.teach(Suspect(), images, 5, generator=generator, advance=steps.append)
+    made = witness.teach(Suspect(), images, generator=generator, advance=steps.append)
     assert sum(steps) == witness.STEPS
     with torch.no_grad():
         answers_N = made(others.pixels_NCHW).argmax(dim=1)
@@ -54,7 +54,7 @@ def test_a_witness_learns_the_classes_and_not_the_backdoor():
 def test_the_same_seed_teaches_the_same_witness_and_torchs_own_state_is_left_alone(monkeypatch):
     monkeypatch.setattr(witness, "STEPS", 3)
     images, before = stripes(40, torch.Generator().manual_seed(0)), torch.get_rng_state()
-    made = [witness.teach(Suspect(), images, 5, generator=torch.Generator().manual_seed(7)) for _ in range(2)]
+    made = [witness.teach(Suspect(), images, generator=torch.Generator().manual_seed(7)) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), before)
     with torch.no_grad():
         first, second = (one(images.pixels_NCHW) for one in made)
@@ -72,7 +72,7 @@ def test_images_of_any_size_are_seen_at_a_bounded_cost(shape_CHW, monkeypatch):
             return pixels_NCHW.new_zeros(len(pixels_NCHW), 7)
 
     images = Images(torch.rand(6, *shape_CHW, generator=torch.Generator().manual_seed(0)), torch.arange(6))
-    made = witness.teach(Even(), images, 7, generator=torch.Generator().manual_seed(0))
+    made = witness.teach(Even(), images, generator=torch.Generator().manual_seed(0))
     assert made(images.pixels_NCHW).shape == (6, 7)
     assert sum(parameter.numel() for parameter in made.parameters().values()) < 60_000
 

@@ -183,7 +183,7 @@ def inspect(
     to_classes = found.take(range(NUM_ANYWHERE, len(found))).join(half_open)
     size_T = to_classes.size().double().cpu()
     best_K = size_T.view(-1, len(classes)).argmin(dim=0) * len(classes) + torch.arange(len(classes))
-    natural_size_K, natural_K = _natural(network, images, select, num_classes, classes, generator, advance)
+    natural_size_K, natural_success_K = _natural(network, images, select, classes, generator, advance)
     return Findings(
         classes,
         to_classes.take(best_K.tolist()),
@@ -192,7 +192,7 @@ def inspect(
         _destination(network, anywhere, images, classes),
         share_K,
         natural_size_K,
-        natural_K,
+        natural_success_K,
     )
 
 
@@ -205,13 +205,12 @@ def _natural(
     network: Network,
     images: Images,
     select: Images,
-    num_classes: int,
     classes: Sequence[int],
     generator: torch.Generator,
     advance: Callable[[int], None],
 ) -> tuple[Tensor, Tensor]:
     """The sizes of a witness's masks, and from which share of the images faint changes lead there, (K,) each."""
-    taught = witness.teach(network, images, num_classes, generator=generator, advance=advance)
+    taught = witness.teach(network, images, generator=generator, advance=advance)
     masks = synthesise(
         taught, images.pixels_NCHW, images.labels, classes, family="mask", steps=WITNESS_MASK_STEPS,
         batch_size=INVERSION_BATCH, generator=generator, advance=advance,

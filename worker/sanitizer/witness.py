@@ -66,7 +66,6 @@ class WitnessModule(nn.Module):
 def teach(
     network: Network,
     images: Images,
-    num_classes: int,
     *,
     generator: torch.Generator,
     advance: Callable[[int], None] = lambda _: None,
@@ -80,12 +79,14 @@ def teach(
     Args:
         network: f, left alone.
         images: Clean images.
-        num_classes: K.
         generator: CPU generator of all draws.
         advance: Called with 1 after each of `STEPS` steps.
     """
     shape_CHW = tuple(images.pixels_NCHW.shape[1:])
-    module = _drawn(shape_CHW, num_classes, generator).to(network.device).train()
+    with torch.no_grad():
+        # A network may have more outputs than classes were declared.
+        num_outputs = network(images.pixels_NCHW[:1].to(network.device)).shape[1]
+    module = _drawn(shape_CHW, num_outputs, generator).to(network.device).train()
     spec = _input_spec(images.pixels_NCHW)
     mean_1C11, std_1C11 = (
         torch.tensor(values, device=network.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std)
