@@ -55,7 +55,9 @@ def findings(sizes, reached=None, classes=None, anywhere=50.0, destination=None,
 
 def tried(found, costs):
     """Candidates at these positions, with these costs."""
-    statistics = (found.prominence, found.ease, found.excess_prominence, found.excess_ease)
+    statistics = (
+        found.prominence, found.ease, found.excess_prominence, found.excess_ease, found.expected_size
+    )  # fmt: skip
     return [
         Candidate(found.classes[row], found.triggers.take([row]), Said(*(float(one[row]) for one in statistics)), cost)
         for row, cost in costs.items()
@@ -138,6 +140,14 @@ def test_a_class_that_is_hard_to_reach_by_nature_stands_out_where_it_is_as_easy_
     assert float(found.excess_prominence[2]) == float(found.excess_prominence.max())
     assert float(found.excess_prominence[2]) > 0.5
     assert float(found.prominence[2]) < 0.1
+    # By nature the others' sizes would be as they are, and this one's much larger.
+    assert found.expected_size[[0, 1, 3, 4, 5]].tolist() == pytest.approx([40.0, 36.0, 44.0, 38.0, 42.0], rel=0.05)
+    assert float(found.expected_size[2]) > 60
+
+
+def test_where_the_witness_explains_nothing_no_size_is_to_be_expected():
+    assert findings(SMALL_AT_2).expected_size.tolist() == [math.inf] * 6
+    assert findings(SMALL_AT_2[:4], natural=SMALL_AT_2[:4]).expected_size.tolist() == [math.inf] * 4
 
 
 def test_two_classes_leave_no_class_to_stand_out():
@@ -190,7 +200,7 @@ def test_inspecting_leaves_the_network_alone_and_advances_as_often_as_it_says(su
     monkeypatch.setattr(verdicts, "MASK_STEPS", 20)
     monkeypatch.setattr(verdicts, "HALF_OPEN_STEPS", 10)
     monkeypatch.setattr(verdicts, "WITNESS_MASK_STEPS", 10)
-    monkeypatch.setattr(witness, "STEPS", 5)
+    monkeypatch.setattr(witness, "STEPS", 8)
     made = suspect()
     before, steps = made.tensors(), []
     bench = made.bench

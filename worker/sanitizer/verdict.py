@@ -127,6 +127,16 @@ class Findings:
         return -witness.beyond(self.natural_size.log(), self.size.log())
 
     @property
+    def expected_size(self) -> Tensor:
+        """The size of each mask if it were as small beside the others as it is by nature; infinite if that is unknown.
+
+        Where the witness explains nothing of the sizes it says nothing of any.
+        """
+        if not witness.slope(self.natural_size.log(), self.size.log()):
+            return torch.full_like(self.size, torch.inf)
+        return self.size * self.excess_prominence.exp()
+
+    @property
     def excess_ease(self) -> Tensor:
         """As much of the ease as the witness does not explain."""
         return witness.beyond(_logit(self.natural_success), _logit(self.perturbation_success))
@@ -273,14 +283,15 @@ def standing_out(
 class Said(NamedTuple):
     """What the inversions say of one target, as in `Findings`.
 
-    For `ANYWHERE` the prominence is against the smallest mask of a class, all of it in excess, and the ease is not a
-    number.
+    For `ANYWHERE` the prominence is against the smallest mask of a class, all of it in excess, the ease is not a
+    number, and no size is to be expected.
     """
 
     prominence: float
     ease: float
     excess_prominence: float
     excess_ease: float
+    expected_size: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,26 +107,33 @@ def teach(
     return from_module(module, spec)
 
 
-def beyond(natural_K: Tensor, seen_K: Tensor) -> Tensor:
-    """What of a statistic of each class is not natural: y - b x less its median, (K,) float64.
+def slope(natural_K: Tensor, seen_K: Tensor) -> float:
+    """How much of a statistic's differences between classes is natural, within 0 and 1.
 
-    b is the median of all pairs' slopes, which no single class bends (Theil 1950, Sen 1968), within 0 and 1. It is 0,
-    so that all is left as it is seen, where there are too few classes for a line or the witness's search diverged.
+    It is the median of all pairs' slopes, which no single class bends (Theil 1950, Sen 1968), and 0 where there are too
+    few classes for a line or the witness's search diverged.
 
     Args:
         natural_K: x, the statistic of the witness.
         seen_K: y, that of the suspect.
     """
     natural_K, seen_K = natural_K.double(), seen_K.double()
-    slope = 0.0
-    if len(natural_K) >= MIN_CLASSES_OF_A_LINE and bool(natural_K.isfinite().all()):
-        row_P, column_P = torch.triu_indices(len(natural_K), len(natural_K), offset=1)
-        apart_P = natural_K[row_P] - natural_K[column_P]
-        rise_P = seen_K[row_P] - seen_K[column_P]
-        told_P = apart_P != 0
-        if bool(told_P.any()):
-            slope = float((rise_P[told_P] / apart_P[told_P]).quantile(0.5).nan_to_num(nan=0.0).clamp(0, 1))
-    left_K = seen_K - slope * natural_K if slope else seen_K
+    if len(natural_K) < MIN_CLASSES_OF_A_LINE or not bool(natural_K.isfinite().all()):
+        return 0.0
+    row_P, column_P = torch.triu_indices(len(natural_K), len(natural_K), offset=1)
+    apart_P = natural_K[row_P] - natural_K[column_P]
+    rise_P = seen_K[row_P] - seen_K[column_P]
+    told_P = apart_P != 0
+    if not bool(told_P.any()):
+        return 0.0
+    return float((rise_P[told_P] / apart_P[told_P]).quantile(0.5).nan_to_num(nan=0.0).clamp(0, 1))
+
+
+def beyond(natural_K: Tensor, seen_K: Tensor) -> Tensor:
+    """What of a statistic of each class is not natural: y - b x less its median, (K,) float64, with b the `slope`."""
+    share = slope(natural_K, seen_K)
+    # A witness whose search diverged says nothing, and is not even multiplied by zero.
+    left_K = seen_K.double() - share * natural_K.double() if share else seen_K.double()
     return left_K - left_K.quantile(0.5)
 
 

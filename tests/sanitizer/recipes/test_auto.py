@@ -15,7 +15,7 @@ from worker.sanitizer.spec import AccuracyBudget, FixedFraction, SanitizeSpec
 
 SHORT = {
     "verdict": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5, "HALF_OPEN_STEPS": 10, "WITNESS_MASK_STEPS": 5},
-    "witness": {"STEPS": 5},
+    "witness": {"STEPS": 8},
     "recipes.trials": {"TRIAL_STEPS": 4},
     "recipes.auto": {
         "FRESH_STEPS": 4,

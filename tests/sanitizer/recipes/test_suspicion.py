@@ -82,19 +82,21 @@ def test_a_small_mask_may_grow_threefold_a_large_one_by_half_and_a_tiny_one_to_a
 
 
 @pytest.mark.parametrize(
-    ("sure", "prominence", "excess", "bound", "taught"),
+    ("sure", "expected", "bound", "taught"),
     [
         # What is suspected surely is unlearnt to twice the bound.
-        (True, 2.0, 2.0, 4.5, 9.0),
-        (True, 9.0, 0.0, 4.5, 9.0),
+        (True, 3.0, 4.5, 9.0),
+        (True, math.inf, 4.5, 9.0),
         # Where nothing is sure a mask may grow to half of what is natural, and never beyond a sure one's bound.
-        (False, 0.5, 0.0, 1.5, 1.5),
-        (False, 0.5, math.log(2), 3.0, 3.0),
-        (False, 0.5, 9.0, 4.5, 4.5),
+        (False, 3.0, 1.5, 1.5),
+        (False, 6.0, 3.0, 3.0),
+        (False, 100.0, 4.5, 4.5),
+        # And where nothing is known of nature as far as that, for the strongest.
+        (False, math.inf, 4.5, 9.0),
     ],
 )
-def test_how_far_a_mask_may_grow_hangs_on_what_is_natural(sure, prominence, excess, bound, taught):
-    said = Said(prominence, 2 * prominence, excess, 2 * excess)
+def test_how_far_a_mask_may_grow_hangs_on_what_is_natural(sure, expected, bound, taught):
+    said = Said(2.0, 4.0, 2.0, 4.0, expected)
     made = [Candidate(2, masks([2], size=3.0), said, 0.05), *(candidate(*one) for one in PLAIN)]
     verdict = Verdict(verdict="backdoored" if sure else "suspicious", reason="", target_classes=[2])
     suspicion = suspect(made, verdict)

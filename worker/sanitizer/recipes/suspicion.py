@@ -16,7 +16,7 @@ from worker.sanitizer.trigger import ANYWHERE, Triggers
 from worker.sanitizer.verdict import LOUD_MEDIAN, Candidate, loudness, relief, strength
 
 # Classes whose strength is this close to the strongest's cannot be told from it; so many of them are taken.
-CLOSE_TO_STRONGEST = 0.25
+CLOSE_TO_STRONGEST = 0.15
 MAX_CLOSE = 3
 # A target with at least this relief is always taken: to unlearn it costs little, whether it is a backdoor or not.
 CHEAP = 0.5
@@ -29,11 +29,11 @@ GROWTH = 3.0
 LEAST_GROWTH = 1.5
 MIN_IMAGE_SHARE = 1 / 64
 MAX_IMAGE_SHARE = 1 / 16
-# What is unlearnt may be so many times larger still where the verdict is sure: a trigger may be larger than the mask
-# that stands for it.
+# What is unlearnt may be so many times larger still where the verdict is sure, or nothing is known of nature and the
+# class is the strongest: a trigger may be larger than the mask that stands for it.
 REACH = 2.0
-# Where the verdict is not sure a mask may grow to this share of the size that is natural for its class: what is larger
-# draws the class itself, and to unlearn it costs accuracy.
+# Where the verdict is not sure a mask may grow to this share of the size that is to be expected of its class by nature:
+# what is larger draws the class itself, and to unlearn it costs accuracy.
 NATURAL_SHARE = 0.5
 
 
@@ -122,12 +122,10 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
         if sure:
             taught_T = REACH * bounds_T
         else:
-            bounds_T = taught_T = torch.minimum(bounds_T, NATURAL_SHARE * _natural_size(suspects))
+            expected_T = torch.tensor([one.said.expected_size for one in suspects]).to(bounds_T)
+            bounds_T = torch.minimum(bounds_T, NATURAL_SHARE * expected_T)
+            taught_T = bounds_T.clone()
+            if bool(expected_T[0].isinf()):
+                taught_T[0] *= REACH
     is_small = all(row in small for row in named)
     return Suspicion(triggers, bounds_T, taught_T, verdict.verdict == "backdoored" and (bool(loud) or is_small))
-
-
-def _natural_size(suspects: Sequence[Candidate]) -> torch.Tensor:
-    """The size of each one's mask if it were as small beside the others as it is by nature, (T,) in pixels."""
-    size_T = torch.cat([one.trigger.size() for one in suspects])
-    return size_T * torch.tensor([one.said.excess_prominence for one in suspects]).exp().to(size_T)

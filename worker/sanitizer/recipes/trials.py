@@ -81,8 +81,13 @@ def try_targets(bench: Workbench, findings: Findings, before: Snapshot) -> list[
 
 
 def _said(findings: Findings, row: int) -> Said:
-    statistics = (findings.prominence, findings.ease, findings.excess_prominence, findings.excess_ease)
-    return Said(*(float(statistic[row]) for statistic in statistics))
+    return Said(
+        prominence=float(findings.prominence[row]),
+        ease=float(findings.ease[row]),
+        excess_prominence=float(findings.excess_prominence[row]),
+        excess_ease=float(findings.excess_ease[row]),
+        expected_size=float(findings.expected_size[row]),
+    )
 
 
 def _halves(bench: Workbench) -> list[Images]:
