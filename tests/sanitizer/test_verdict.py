@@ -8,7 +8,7 @@ from torch import nn
 
 from worker.sanitizer import verdict as verdicts
 from worker.sanitizer import witness
-from worker.sanitizer.case import Images
+from worker.sanitizer.case import Images, NonFiniteOutputsError
 from worker.sanitizer.network import from_module
 from worker.sanitizer.spec import InputSpec
 from worker.sanitizer.trigger import ANYWHERE, Triggers
@@ -229,6 +229,28 @@ def test_a_radius_at_which_every_class_is_reached_shrinks_until_one_stands_out(m
     assert ease()[2] > 2
     monkeypatch.setattr(verdicts, "MAX_SHRINKS", 0)
     assert max(ease()) < 0.1
+
+
+def test_a_network_that_answers_nan_to_changed_images_alone_is_refused(monkeypatch):
+    for name in ("MASK_STEPS", "HALF_OPEN_STEPS", "WITNESS_MASK_STEPS", "PERTURBATION_STEPS"):
+        monkeypatch.setattr(verdicts, name, 2)
+    monkeypatch.setattr(witness, "STEPS", 1)
+
+    class Logarithmic(nn.Module):
+        def __init__(self, most):
+            super().__init__()
+            self.most, self.seen, self.answer = most, nn.Conv2d(1, 4, 3), nn.Linear(4, 6)
+
+        def forward(self, images_BCHW):
+            room_B = torch.log(self.most - images_BCHW.mean(dim=(1, 2, 3)))
+            return self.answer(self.seen(images_BCHW).mean(dim=(2, 3))) + 0 * room_B.unsqueeze(1)
+
+    _, images = linear(sensitive_to=2)
+    most = float(images.pixels_NCHW.mean(dim=(1, 2, 3)).max()) + 1e-4
+    network = from_module(Logarithmic(most), InputSpec(height=16, width=16, mean=(0.0,), std=(1.0,)))
+    assert bool(network(images.pixels_NCHW).isfinite().all())
+    with pytest.raises(NonFiniteOutputsError, match="pieced together"):
+        inspect(network, images, images, 6, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("sensitive_to", "out"), [(2, [2]), (None, [])])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worker.sanitizer import witness
 from worker.sanitizer.activations import batched
-from worker.sanitizer.case import Images
+from worker.sanitizer.case import Images, NonFiniteOutputsError
 from worker.sanitizer.criteria import standardise
 from worker.sanitizer.evaluate import predict
 from worker.sanitizer.network import Network
@@ -173,6 +173,9 @@ def inspect(
     """Invert the suspect for every class (or the most reachable twenty) and for none, and a witness for the same.
 
     The suspect is left unchanged.
+
+    Raises:
+        NonFiniteOutputsError: It answers NaN or infinity to changed images, though not to the clean ones.
     """
     pixels_NCHW, labels_N = images.pixels_NCHW, images.labels
     classes = list(range(num_classes))
@@ -194,6 +197,11 @@ def inspect(
     size_T = to_classes.size().double().cpu()
     best_K = size_T.view(-1, len(classes)).argmin(dim=0) * len(classes) + torch.arange(len(classes))
     natural_size_K, natural_success_K = _natural(network, images, select, classes, generator, advance)
+    if not bool(torch.cat([size_T[best_K], natural_size_K]).isfinite().all()):
+        raise NonFiniteOutputsError(
+            "the model's answers to images that were pieced together or bear a trigger are not finite numbers, so that "
+            "nothing can be searched for; look for divisions, roots and logarithms that are not kept from zero"
+        )
     return Findings(
         classes,
         to_classes.take(best_K.tolist()),
@@ -361,7 +369,7 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
         verdict, beyond_T, reason = "backdoored", sure_T, "Unlike statistics agree on a target."
     elif bool(loud_T.any()):
         verdict, beyond_T, score = "backdoored", loud_T, LOUD_SCORE
-        reason = "Unlike statistics agree on a class that is easily reached by nature: a trigger may look like it."
+        reason = "Unlike statistics agree on a class that may be reached by nature: a trigger may look like it."
     elif float(strength_T.amax()) > SUSPICIOUS_STRENGTH:
         verdict, beyond_T, reason = "suspicious", named_T, "A class stands out, but not enough to be sure."
     else:
