@@ -47,9 +47,7 @@ class WitnessModule(nn.Module):
         channels, *sides = shape_CHW
         self.sides = [min(side, MAX_SIDE) for side in sides]
         self.is_reduced = self.sides != list(sides)
-        self.stages = nn.ModuleList(
-            [_stage(channels, WIDTH), _stage(WIDTH, 2 * WIDTH)],
-        )
+        self.stages = nn.ModuleList([_stage(channels, WIDTH), _stage(WIDTH, 2 * WIDTH)])
         height, width = (-(-side // 4) for side in self.sides)
         self.answer = nn.Linear(2 * WIDTH * height * width, num_classes)
 

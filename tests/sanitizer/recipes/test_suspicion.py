@@ -28,6 +28,7 @@ def suspected(candidates, sure=(), named=()):
     made = [candidate(*one) for one in candidates]
     verdict = Verdict(verdict="backdoored" if sure else "suspicious", reason="", target_classes=list(sure or named))
     suspicion = suspect(made, verdict)
+    assert suspicion.bounds_T.tolist() == bounds(suspicion.triggers).tolist()
     return suspicion.targets
 
 

@@ -270,7 +270,7 @@ def _answer(estimate: SyntheticAttackSuccess, left: Sequence[int]) -> tuple[Repa
 
 
 def _estimate(bench: Workbench, outcome: Outcome, suspicion: Suspicion) -> SyntheticAttackSuccess:
-    """The largest success of the suspect's triggers, and of others of up to `GROWTH` times their size, searched now.
+    """The largest success of the suspect's triggers, and of others within the suspicion's bounds, searched now.
 
     Half of these begin where the suspect's were and never leave the bound; half begin anew and are cut to it.
     """
