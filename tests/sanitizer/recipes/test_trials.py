@@ -6,21 +6,21 @@ import pytest
 import torch
 
 from tests.sanitizer.conftest import TARGET
+from worker.sanitizer import inspection
+from worker.sanitizer.inspection import inspect
 from worker.sanitizer.repair import snapshot
-from worker.sanitizer.verdict import inspect
 
 trials = importlib.import_module("worker.sanitizer.recipes.trials")
-verdict = importlib.import_module("worker.sanitizer.verdict")
 
 
 @pytest.fixture
 def costs(suspect, monkeypatch):
     """The cost of each target tried on a fresh suspect, and whether the network was left as it was."""
-    monkeypatch.setattr(verdict, "PERTURBATION_STEPS", 5)
-    monkeypatch.setattr(verdict, "HALF_OPEN_STEPS", 20)
+    monkeypatch.setattr(inspection, "PERTURBATION_STEPS", 5)
+    monkeypatch.setattr(inspection, "HALF_OPEN_STEPS", 20)
 
     def run(num_trials, *, mask_steps=20, trial_steps=4):
-        monkeypatch.setattr(verdict, "MASK_STEPS", mask_steps)
+        monkeypatch.setattr(inspection, "MASK_STEPS", mask_steps)
         monkeypatch.setattr(trials, "NUM_TRIALS", num_trials)
         monkeypatch.setattr(trials, "TRIAL_STEPS", trial_steps)
         bench = suspect().bench

@@ -12,6 +12,14 @@ from torch import Tensor
 
 from worker.sanitizer.evaluate import Z_95_ONE_SIDED
 from worker.sanitizer.exhibits import Suspected
+from worker.sanitizer.inspection import (
+    INVERSION_BATCH,
+    PERTURBATION_STEPS,
+    Findings,
+    inspect,
+    num_steps,
+    standing_out,
+)
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.cut_off import cut_off
 from worker.sanitizer.recipes.prune import prune_with
@@ -25,15 +33,7 @@ from worker.sanitizer.repair import Course, Snapshot, chances, snapshot, unlearn
 from worker.sanitizer.report import Repair, RepairStatus, SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
-from worker.sanitizer.verdict import (
-    INVERSION_BATCH,
-    PERTURBATION_STEPS,
-    Findings,
-    inspect,
-    judge,
-    num_steps,
-    standing_out,
-)
+from worker.sanitizer.verdict import judge
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.25

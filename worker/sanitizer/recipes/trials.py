@@ -10,15 +10,18 @@ import torch
 
 from worker.sanitizer.case import Images
 from worker.sanitizer.evaluate import divergence, log_probabilities
+from worker.sanitizer.inspection import Findings
 from worker.sanitizer.network import Network
 from worker.sanitizer.recipes.side_by_side import on_twins
 from worker.sanitizer.recipes.workbench import Workbench
 from worker.sanitizer.repair import Course, Snapshot, unlearn
 from worker.sanitizer.training import patchwork
-from worker.sanitizer.verdict import LARGEST_COST, PROMINENT, Candidate, Findings, Said
+from worker.sanitizer.verdict import LARGEST_COST, Candidate, Said
 
 # The most reachable classes are tried.
 NUM_TRIALS = 6
+# A class whose mask is smaller than the median class's by this logarithm is always tried.
+PROMINENT = 0.6
 # What a trial costs is read off this many patchworks of each image.
 NUM_PATCHWORKS = 8
 # Gradient steps on each half of the images.
