@@ -85,7 +85,7 @@ def make_spec(recipe: str, *, seed: int, device: str) -> SanitizeSpec:
 
 
 def judge(job: Job, trial: Trial) -> rows.Row:
-    """Run one job and return its row.
+    """Run one job and return its row, without what identifies it.
 
     Raises:
         SanitizerError: the product refused the job.
@@ -118,7 +118,6 @@ def judge(job: Job, trial: Trial) -> rows.Row:
         if trial.twin_reactivated is not None:
             figures["reactivated_attack_success_twin"] = max(trial.twin_reactivated["attack_success"])
     return {
-        **_identity(job),
         **figures,
         **said(report),
         "num_scored": len(trial.unseen.test_labels_N),
@@ -163,23 +162,26 @@ def plan(
 def run(jobs: Sequence[Job], folder: Path) -> int:
     """Judge what is not judged yet and append each row as it is found; return how many jobs failed."""
     path = folder / rows.FILE_NAME
+    # Of the source that is loaded, whatever is checked out while the jobs run.
+    commit = provenance.commit()
     num_failed = 0
     trial: Trial | None = None
     for job in jobs:
         # Read again each time: another process may share the file.
         if job.id in rows.finished(rows.read(path)):
             continue
+        row: rows.Row = _identity(job, commit)
         try:
             if trial is None or not trial.is_for(job.config, job.seed, job.num_images):
                 trial = prepare(folder, job.config, seed=job.seed, num_images=job.num_images)
-            row = judge(job, trial)
+            row |= judge(job, trial)
         except SanitizerError as error:
             # An answer like any other, such as a recipe for batch norm on a network without: it is not asked again.
-            row = {**_identity(job), "refused": error.code, "error": None}
+            row |= {"refused": error.code, "error": None}
         except Exception as error:
             # One job must not end a night; its row says what happened, and the next run tries it again.
             num_failed += 1
-            row = {**_identity(job), "refused": None, "error": f"{type(error).__name__}: {error}"}
+            row |= {"refused": None, "error": f"{type(error).__name__}: {error}"}
             traceback.print_exc()
         rows.append(path, row)
         print(_line(job, row), flush=True)
@@ -245,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if run(jobs, folder) else 0
 
 
-def _identity(job: Job) -> rows.Row:
+def _identity(job: Job, commit: str) -> rows.Row:
     config = job.config
     return {
         "schema_version": SCHEMA_VERSION,
@@ -261,7 +263,7 @@ def _identity(job: Job) -> rows.Row:
         "seed": job.seed,
         "num_images": job.num_images,
         "library": job.library,
-        "commit": provenance.commit(),
+        "commit": commit,
         "date": provenance.today(),
         "machine": provenance.machine(job.device),
         "device": job.device,
