@@ -44,7 +44,7 @@ PLAIN = [(7, 0.0, 0.0, 0.05), (8, 0.0, 0.0, 0.05), (9, 0.0, 0.0, 0.05)]
         ([(2, 0.9, 2.0, 0.05), (3, 1.0, 2.0, 0.05), (4, 0.2, 1.0, 0.05), *PLAIN], [3, 2]),
         # Of four that are close, three.
         ([(1, 0.9, 2.0, 0.05), (2, 0.91, 2.0, 0.05), (3, 0.92, 2.0, 0.05), (4, 0.93, 2.0, 0.05), *PLAIN], [4, 3, 2]),
-        # What costs little to unlearn is taken, whatever else speaks against it.
+        # What costs little to unlearn is taken where nothing is sure, whatever else speaks against it.
         ([(2, 3.0, 4.0, 0.05), (3, 0.0, 0.0, 0.02), *PLAIN], [2, 3]),
         # And what has a mask of less than a third of the median's size, though it be dear to unlearn.
         ([(2, 3.0, 4.0, 0.05), (3, math.log(3.1), -1.0, 0.09), *PLAIN], [2, 3]),
@@ -53,6 +53,35 @@ PLAIN = [(7, 0.0, 0.0, 0.05), (8, 0.0, 0.0, 0.05), (9, 0.0, 0.0, 0.05)]
 )
 def test_the_strongest_classes_and_the_cheap_ones_are_suspected(candidates, targets):
     assert suspected(candidates) == targets
+
+
+@pytest.mark.parametrize(
+    ("excess", "targets"),
+    [
+        # Beyond doubt, and not quite: (excess + relief + half the ease) / 3 is beyond 0.75 or is not.
+        (1.8, [2]),
+        (1.6, [2, 4]),
+    ],
+)
+def test_beside_a_class_that_is_sure_cheap_ones_are_left_alone_and_loud_ones_where_it_is_beyond_doubt(excess, targets):
+    made = [
+        Candidate(2, masks([2]), Said(0.2, 0.0, excess, 1.0), 0.05),
+        candidate(3, 0.0, 0.0, 0.02),
+        Candidate(4, masks([4]), Said(1.0, 2.0, 0.0, 0.0), 0.05),
+        *(candidate(*one) for one in PLAIN),
+    ]
+    verdict = Verdict(verdict="backdoored", reason="", target_classes=[2])
+    assert suspect(made, verdict).targets == targets
+
+
+def test_what_is_suspected_beside_a_sure_class_may_not_grow_beyond_half_of_what_is_natural():
+    small = Said(2.0, 0.0, 2.0, 0.0, 5.0)
+    beside = Candidate(3, masks([3], size=3.0), small, 0.05)
+    made = [candidate(2, 3.0, 4.0, 0.05), beside, *(candidate(*one) for one in PLAIN)]
+    suspicion = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=[2]))
+    assert suspicion.targets == [2, 3]
+    assert suspicion.bounds_T.tolist() == pytest.approx([54.0, 2.5])
+    assert suspicion.taught_T.tolist() == pytest.approx([108.0, 2.5])
 
 
 def test_classes_that_the_verdict_is_sure_of_are_suspected_however_far_apart():

@@ -13,27 +13,30 @@ import torch
 
 from worker.sanitizer.report import Verdict
 from worker.sanitizer.trigger import ANYWHERE, Triggers
-from worker.sanitizer.verdict import LOUD_MEDIAN, Candidate, loudness, relief, strength
+from worker.sanitizer.verdict import BACKDOORED_STRENGTH, LOUD_MEDIAN, Candidate, loudness, relief, strength
 
 # Classes whose strength is this close to the strongest's cannot be told from it; so many of them are taken.
 CLOSE_TO_STRONGEST = 0.15
 MAX_CLOSE = 3
-# A target with at least this relief is always taken: to unlearn it costs little, whether it is a backdoor or not.
-CHEAP = 0.5
-# So is one whose mask is smaller than a third of what is natural, whatever the other statistics say: to unlearn a small
-# mask costs little too.
+# A target whose mask is smaller than a third of what is natural is always taken, whatever the other statistics say: to
+# unlearn a small mask costs little.
 SMALL = math.log(3)
+# Each class that is unlearnt for nothing costs accuracy. So one that has at least this relief is taken only where the
+# verdict is not sure of another, and one that is loud though nature explains it unless another's strength leaves no
+# doubt.
+CHEAP = 0.5
+CERTAIN_STRENGTH = 1.5 * BACKDOORED_STRENGTH
 # A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, and always to
 # a 64th of the image, but beyond a sixteenth of it only by half: what covers more is what an object looks like.
 GROWTH = 3.0
 LEAST_GROWTH = 1.5
 MIN_IMAGE_SHARE = 1 / 64
 MAX_IMAGE_SHARE = 1 / 16
-# What is unlearnt may be so many times larger still where the verdict is sure, or nothing is known of nature and the
-# class is the strongest: a trigger may be larger than the mask that stands for it.
+# What is unlearnt may be so many times larger still for classes that the verdict is sure of, or the strongest where
+# nothing is known of nature: a trigger may be larger than the mask that stands for it.
 REACH = 2.0
-# Where the verdict is not sure a mask may grow to this share of the size that is to be expected of its class by nature:
-# what is larger draws the class itself, and to unlearn it costs accuracy.
+# The mask of any other class may grow to this share of the size that is to be expected of it by nature: what is larger
+# draws the class itself, and to unlearn it costs accuracy.
 NATURAL_SHARE = 0.5
 
 
@@ -69,7 +72,7 @@ class Suspicion:
         bounds_T: Bounds of their ℓ1 norms that the repair must withstand, in pixels.
         taught_T: Bounds of what is unlearnt, no smaller.
         of_small_masks: Whether the verdict is sure, and no large mask stands for a change of the whole image: those of
-            its classes are small beside what is natural, or one is loud.
+            its classes are small beside what is natural, or one is loud and there is doubt.
     """
 
     triggers: Triggers
@@ -98,34 +101,35 @@ def bounds(triggers: Triggers) -> torch.Tensor:
 def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     """Whom to unlearn, the strongest first.
 
-    The classes that the verdict is sure of and those that are loud, or else the strongest; those that it names; those
-    that are cheap to unlearn or have a small mask; and the trigger that leads anywhere, if it was tried.
+    The classes that the verdict is sure of and, unless that is beyond doubt, those that are loud; or else the strongest
+    and those that are cheap to unlearn. Those that the verdict names, those of a small mask, and the trigger that leads
+    anywhere, if it was tried.
     """
     strength_T, loudness_T, relief_T = strength(candidates), loudness(candidates), relief(candidates)
     classes = [row for row, one in enumerate(candidates) if one.target != ANYWHERE]
     classes.sort(key=lambda row: -float(strength_T[row]))
     named = [row for row in classes if candidates[row].target in verdict.target_classes]
-    loud = [row for row in classes if float(loudness_T[row]) > LOUD_MEDIAN]
+    in_doubt = float(strength_T.amax()) <= CERTAIN_STRENGTH
+    loud = [row for row in classes if in_doubt and float(loudness_T[row]) > LOUD_MEDIAN]
     sure = [*named, *loud] if verdict.verdict == "backdoored" else []
     least = float(strength_T[classes[0]]) - CLOSE_TO_STRONGEST
     close = [row for row in classes if float(strength_T[row]) >= least][:MAX_CLOSE]
-    cheap = [row for row in classes if float(relief_T[row]) > CHEAP]
+    cheap = [row for row in classes if not sure and float(relief_T[row]) > CHEAP]
     small = [row for row in classes if candidates[row].said.excess_prominence > SMALL]
     anywhere = [row for row, one in enumerate(candidates) if one.target == ANYWHERE]
-    suspects = [candidates[row] for row in dict.fromkeys([*(sure or close), *named, *cheap, *small, *anywhere])]
+    rows = list(dict.fromkeys([*(sure or close), *named, *cheap, *small, *anywhere]))
+    suspects = [candidates[row] for row in rows]
     triggers = suspects[0].trigger
     for one in suspects[1:]:
         triggers = triggers.join(one.trigger)
     bounds_T = taught_T = bounds(triggers)
     # A mask that leads anywhere and is larger yet is what an object looks like.
-    if ANYWHERE not in triggers.targets_T.tolist():
-        if sure:
-            taught_T = REACH * bounds_T
-        else:
-            expected_T = torch.tensor([one.said.expected_size for one in suspects]).to(bounds_T)
-            bounds_T = torch.minimum(bounds_T, NATURAL_SHARE * expected_T)
-            taught_T = bounds_T.clone()
-            if bool(expected_T[0].isinf()):
-                taught_T[0] *= REACH
+    if not anywhere:
+        expected_T = torch.tensor([one.said.expected_size for one in suspects]).to(bounds_T)
+        is_sure_T = torch.tensor([row in sure for row in rows], device=bounds_T.device)
+        bounds_T = torch.where(is_sure_T, bounds_T, torch.minimum(bounds_T, NATURAL_SHARE * expected_T))
+        reaches_T = is_sure_T.clone()
+        reaches_T[0] |= bool(expected_T[0].isinf())
+        taught_T = torch.where(reaches_T, REACH * bounds_T, bounds_T)
     is_small = all(row in small for row in named)
     return Suspicion(triggers, bounds_T, taught_T, verdict.verdict == "backdoored" and (bool(loud) or is_small))
