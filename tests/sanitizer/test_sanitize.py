@@ -75,7 +75,7 @@ def whole(run, tmp_path_factory):
 
 def shorten(monkeypatch):
     for module, values in {
-        "verdict": {"MASK_STEPS": 10, "HALF_OPEN_STEPS": 5, "PERTURBATION_STEPS": 5},
+        "inspection": {"MASK_STEPS": 10, "HALF_OPEN_STEPS": 5, "PERTURBATION_STEPS": 5},
         "recipes.trials": {"TRIAL_STEPS": 4},
         "recipes.auto": {"FRESH_STEPS": 4, "UNLEARN_STEPS": 8, "LEAST_UNLEARN_STEPS": 8, "ESTIMATE_STEPS": 4},
         "recipes.awm": {"ASCENT_STEPS": 2, "MASK_STEPS": 2},
