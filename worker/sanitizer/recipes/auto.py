@@ -106,7 +106,7 @@ def auto(bench: Workbench) -> Outcome:
         return dataclasses.replace(outcome, repair=Repair(status="not_attempted", reason=reason))
     if not spec.repair:
         repair = dataclasses.replace(NOT_ATTEMPTED, reason="The specification asks for pruning alone.")
-        return dataclasses.replace(outcome, repair=repair, estimate=_estimate(bench, suspicion, before))
+        return dataclasses.replace(outcome, repair=repair, estimate=_estimate(bench, outcome, suspicion))
     return _repair(bench, outcome, before, findings, suspicion, budget)
 
 
@@ -159,12 +159,12 @@ def _repair(
     steps = max(LEAST_UNLEARN_STEPS, UNLEARN_STEPS * len({*suspicion.targets} - {ANYWHERE}))
     _unlearn(bench, _doubled(bench, taught), before, course, mask, steps, phase="repair")
     share = walk_back(bench, start, snapshot(network), right_before_N, budget)
-    estimate, rounds = _estimate(bench, suspicion, before), 1
+    estimate, rounds = _estimate(bench, outcome, suspicion), 1
     if sure and estimate.after > REPAIRED_AT:
         kept = snapshot(network)
         _unlearn_again(bench, findings, taught, before, course, mask)
         if _is_admissible(bench, right_before_N, budget):
-            again = _estimate(bench, suspicion, before)
+            again = _estimate(bench, outcome, suspicion)
             if again.after <= max(REPAIRED_AT, ENOUGH_BETTER * estimate.after):
                 estimate, rounds, kept = again, rounds + 1, snapshot(network)
         network.load(kept)
@@ -173,7 +173,7 @@ def _repair(
         kept = snapshot(network)
         _unlearn_aimed(bench, taught, before, course, mask, left)
         if _is_admissible(bench, right_before_N, budget):
-            still, again = _standing_out(bench, findings), _estimate(bench, suspicion, before)
+            still, again = _standing_out(bench, findings), _estimate(bench, outcome, suspicion)
             if len(still) < len(left) and again.after <= max(REPAIRED_AT, estimate.after):
                 estimate, rounds, kept, left = again, rounds + 1, snapshot(network), still
         network.load(kept)
@@ -269,16 +269,13 @@ def _answer(estimate: SyntheticAttackSuccess, left: Sequence[int]) -> tuple[Repa
     return "repaired", _REASONS["repaired"]
 
 
-def _estimate(bench: Workbench, suspicion: Suspicion, before: Snapshot) -> SyntheticAttackSuccess:
-    """The largest success of triggers within the suspicion's bounds: the suspect's own, and others searched now.
+def _estimate(bench: Workbench, outcome: Outcome, suspicion: Suspicion) -> SyntheticAttackSuccess:
+    """The largest success of the suspect's triggers, and of others within the suspicion's bounds, searched now.
 
     Half of these begin where the suspect's were and never leave the bound; half begin anew and are cut to it.
     """
     network, select = bench.network, bench.select
-    found = suspicion.triggers.bounded(suspicion.bounds_T)
-
-    def reached(triggers: Triggers) -> float:
-        return float(success(network, triggers, select.pixels_NCHW, select.labels).amax())
+    found = suspicion.triggers
 
     def search(start: Triggers | None) -> Triggers:
         return synthesise(
@@ -290,11 +287,9 @@ def _estimate(bench: Workbench, suspicion: Suspicion, before: Snapshot) -> Synth
     with bench.phase("estimate", 2 * ESTIMATE_STEPS) as advance:
         anew, near = search(None).bounded(suspicion.bounds_T), search(found)
         everything = found.join(anew).join(near)
-        after, now = reached(everything), snapshot(network)
-        network.load(before)
-        estimate = SyntheticAttackSuccess(before=reached(found), after=after, num_triggers=len(everything))
-        network.load(now)
-    return estimate
+        after = float(success(network, everything, select.pixels_NCHW, select.labels).amax())
+    before = max(one.success for one in outcome.triggers if one.success is not None)
+    return SyntheticAttackSuccess(before=before, after=after, num_triggers=len(everything))
 
 
 def _select_accuracy(bench: Workbench) -> float:
