@@ -162,7 +162,7 @@ def plan(
 def run(jobs: Sequence[Job], folder: Path) -> int:
     """Judge what is not judged yet and append each row as it is found; return how many jobs failed."""
     path = folder / rows.FILE_NAME
-    # Of the source that is loaded, whatever is checked out while the jobs run.
+    # As the jobs start, whatever is checked out while they run.
     commit = provenance.commit()
     num_failed = 0
     trial: Trial | None = None

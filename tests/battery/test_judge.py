@@ -100,7 +100,7 @@ def test_a_night_that_broke_goes_on_where_it_was(cache):
     assert [row["seed"] for row in rows.read(cache / rows.FILE_NAME)] == [0, 1]
 
 
-def test_a_row_carries_the_commit_that_was_there_when_its_source_was_loaded(cache, monkeypatch):
+def test_a_row_carries_the_commit_that_was_there_when_the_jobs_started(cache, monkeypatch):
     commits = iter(["first", "second", "third"])
     monkeypatch.setattr(judge.provenance, "commit", lambda: next(commits))
     assert judge.run(plan(seeds=[0, 1]), cache) == 0

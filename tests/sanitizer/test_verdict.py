@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from worker.sanitizer import inspection
 from worker.sanitizer import verdict as verdicts
 from worker.sanitizer.inspection import Findings
 from worker.sanitizer.trigger import ANYWHERE, Triggers
@@ -140,6 +141,10 @@ def test_a_class_that_is_hard_to_reach_by_nature_stands_out_where_it_is_as_easy_
 def test_where_the_witness_explains_nothing_no_size_is_to_be_expected():
     assert findings(SMALL_AT_2).expected_size.tolist() == [math.inf] * 6
     assert findings(SMALL_AT_2[:4], natural=SMALL_AT_2[:4]).expected_size.tolist() == [math.inf] * 4
+
+
+def test_what_stands_out_by_ease_alone_is_twice_as_easy_as_what_is_loud():
+    assert inspection.STANDS_OUT == 2 * verdicts.LOUD_MEDIAN / verdicts.EASE_SCALE
 
 
 def test_two_classes_leave_no_class_to_stand_out():

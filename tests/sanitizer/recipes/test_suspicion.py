@@ -56,32 +56,55 @@ def test_the_strongest_classes_and_the_cheap_ones_are_suspected(candidates, targ
 
 
 @pytest.mark.parametrize(
-    ("excess", "targets"),
+    ("excess", "targets", "small"),
     [
-        # Beyond doubt, and not quite: (excess + relief + half the ease) / 3 is beyond 0.75 or is not.
-        (1.8, [2]),
-        (1.6, [2, 4]),
+        # (excess + relief + half the ease) / 3 is beyond 0.75, or not.
+        (1.76, [2], True),
+        (1.74, [2, 4], True),
+        # Beyond doubt, of a mask that is not small: how loud another class is does not matter to the course either.
+        (1.05, [2], False),
     ],
 )
-def test_beside_a_class_that_is_sure_cheap_ones_are_left_alone_and_loud_ones_where_it_is_beyond_doubt(excess, targets):
+def test_beside_a_class_that_is_sure_cheap_ones_are_left_alone_and_loud_ones_where_it_leaves_no_doubt(
+    excess, targets, small
+):
+    ease = 1.0 if small else 2.5
+    loud = Candidate(4, masks([4], size=3.0), Said(1.0, 2.0, 0.0, 0.0, 3.0), 0.05)
     made = [
-        Candidate(2, masks([2]), Said(0.2, 0.0, excess, 1.0), 0.05),
+        Candidate(2, masks([2]), Said(0.2, 0.0, excess, ease), 0.05),
         candidate(3, 0.0, 0.0, 0.02),
-        Candidate(4, masks([4]), Said(1.0, 2.0, 0.0, 0.0), 0.05),
+        loud,
         *(candidate(*one) for one in PLAIN),
     ]
-    verdict = Verdict(verdict="backdoored", reason="", target_classes=[2])
-    assert suspect(made, verdict).targets == targets
+    suspicion = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=[2]))
+    assert suspicion.targets == targets
+    assert suspicion.of_small_masks == small
+    # A loud class reaches as far as a sure one.
+    assert suspicion.taught_T.tolist() == pytest.approx([108.0, 9.0][: len(targets)])
 
 
-def test_what_is_suspected_beside_a_sure_class_may_not_grow_beyond_half_of_what_is_natural():
-    small = Said(2.0, 0.0, 2.0, 0.0, 5.0)
+def test_a_trigger_that_leads_anywhere_alone_leaves_a_loud_class_suspected_and_cheap_ones():
+    made = [
+        Candidate(4, masks([4]), Said(1.0, 2.0, 0.0, 0.0), 0.05),
+        candidate(3, 0.0, 0.0, 0.02),
+        *(candidate(*one) for one in PLAIN),
+        candidate(ANYWHERE, 3.0, math.nan, 0.01),
+    ]
+    verdict = Verdict(verdict="backdoored", reason="", target_classes=[])
+    assert suspect(made, verdict).targets == [4, ANYWHERE]
+    quiet = [one for one in made if one.target != 4]
+    assert suspect(quiet, verdict).targets == [3, ANYWHERE]
+
+
+@pytest.mark.parametrize(("expected", "bound"), [(5.0, 2.5), (math.inf, 4.5)])
+def test_what_is_suspected_beside_a_sure_class_may_not_grow_beyond_half_of_what_is_natural(expected, bound):
+    small = Said(2.0, 0.0, 2.0, 0.0, expected)
     beside = Candidate(3, masks([3], size=3.0), small, 0.05)
     made = [candidate(2, 3.0, 4.0, 0.05), beside, *(candidate(*one) for one in PLAIN)]
     suspicion = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=[2]))
     assert suspicion.targets == [2, 3]
-    assert suspicion.bounds_T.tolist() == pytest.approx([54.0, 2.5])
-    assert suspicion.taught_T.tolist() == pytest.approx([108.0, 2.5])
+    assert suspicion.bounds_T.tolist() == pytest.approx([54.0, bound])
+    assert suspicion.taught_T.tolist() == pytest.approx([108.0, bound])
 
 
 def test_classes_that_the_verdict_is_sure_of_are_suspected_however_far_apart():

@@ -21,9 +21,9 @@ MAX_CLOSE = 3
 # A target whose mask is smaller than a third of what is natural is always taken, whatever the other statistics say: to
 # unlearn a small mask costs little.
 SMALL = math.log(3)
-# Each class that is unlearnt for nothing costs accuracy. So one that has at least this relief is taken only where the
-# verdict is not sure of another, and one that is loud though nature explains it unless another's strength leaves no
-# doubt.
+# Each class that is unlearnt for nothing costs accuracy. So one of at least this relief is taken only where the verdict
+# is sure of no class; and one that is loud though nature explains it, unless a class is so strong that it leaves no
+# doubt. Both were set by hand on networks of the battery.
 CHEAP = 0.5
 CERTAIN_STRENGTH = 1.5 * BACKDOORED_STRENGTH
 # A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, and always to
@@ -32,7 +32,7 @@ GROWTH = 3.0
 LEAST_GROWTH = 1.5
 MIN_IMAGE_SHARE = 1 / 64
 MAX_IMAGE_SHARE = 1 / 16
-# What is unlearnt may be so many times larger still for classes that the verdict is sure of, or the strongest where
+# What is unlearnt may be so many times larger still for classes that are sure or loud, or for the strongest where
 # nothing is known of nature: a trigger may be larger than the mask that stands for it.
 REACH = 2.0
 # The mask of any other class may grow to this share of the size that is to be expected of it by nature: what is larger
@@ -72,7 +72,7 @@ class Suspicion:
         bounds_T: Bounds of their ℓ1 norms that the repair must withstand, in pixels.
         taught_T: Bounds of what is unlearnt, no smaller.
         of_small_masks: Whether the verdict is sure, and no large mask stands for a change of the whole image: those of
-            its classes are small beside what is natural, or one is loud and there is doubt.
+            its classes are small beside what is natural, or there is doubt and a class is loud, which may be a thing.
     """
 
     triggers: Triggers
@@ -109,7 +109,7 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     classes = [row for row, one in enumerate(candidates) if one.target != ANYWHERE]
     classes.sort(key=lambda row: -float(strength_T[row]))
     named = [row for row in classes if candidates[row].target in verdict.target_classes]
-    in_doubt = float(strength_T.amax()) <= CERTAIN_STRENGTH
+    in_doubt = float(strength_T[classes].amax()) <= CERTAIN_STRENGTH
     loud = [row for row in classes if in_doubt and float(loudness_T[row]) > LOUD_MEDIAN]
     sure = [*named, *loud] if verdict.verdict == "backdoored" else []
     least = float(strength_T[classes[0]]) - CLOSE_TO_STRONGEST
@@ -123,7 +123,8 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     for one in suspects[1:]:
         triggers = triggers.join(one.trigger)
     bounds_T = taught_T = bounds(triggers)
-    # A mask that leads anywhere and is larger yet is what an object looks like.
+    # A mask that leads anywhere and is larger yet is what an object looks like. Where one was tried the masks of
+    # classes are its shadows, and keep to their bounds too.
     if not anywhere:
         expected_T = torch.tensor([one.said.expected_size for one in suspects]).to(bounds_T)
         is_sure_T = torch.tensor([row in sure for row in rows], device=bounds_T.device)
