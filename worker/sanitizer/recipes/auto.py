@@ -144,8 +144,8 @@ def _repair(
     """Unlearn the suspects, keep as much of the way as the budget allows, and go further rounds where it is not enough.
 
     It is not enough where the network is surely backdoored and the suspects' triggers still work: elsewhere they may be
-    natural features, which no round removes. The next round is against masks that lead
-    anywhere too. Nor is it where a class still stands out, whoever was suspected: the next round is aimed at it.
+    natural features, which no round removes. The next round is against masks that lead anywhere too. Nor is it where a
+    class still stands out, whoever was suspected: the next round is aimed at it.
     """
     network, mask = bench.network, outcome.mask
     sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"

@@ -101,23 +101,23 @@ def bounds(triggers: Triggers) -> torch.Tensor:
 def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     """Whom to unlearn, the strongest first.
 
-    The classes that the verdict is sure of and, unless that is beyond doubt, those that are loud; or else the strongest
-    and those that are cheap to unlearn. Those that the verdict names, those of a small mask, and the trigger that leads
-    anywhere, if it was tried.
+    The classes that the verdict is sure of and, unless that is beyond doubt, those that are loud; or else the
+    strongest, those that the verdict names and those that are cheap to unlearn. Beside them those of a small mask, and
+    the trigger that leads anywhere, if it was tried.
     """
     strength_T, loudness_T, relief_T = strength(candidates), loudness(candidates), relief(candidates)
     classes = [row for row, one in enumerate(candidates) if one.target != ANYWHERE]
     classes.sort(key=lambda row: -float(strength_T[row]))
     named = [row for row in classes if candidates[row].target in verdict.target_classes]
-    in_doubt = float(strength_T[classes].amax()) <= CERTAIN_STRENGTH
+    strongest = float(strength_T[classes[0]])
+    in_doubt = strongest <= CERTAIN_STRENGTH
     loud = [row for row in classes if in_doubt and float(loudness_T[row]) > LOUD_MEDIAN]
     sure = [*named, *loud] if verdict.verdict == "backdoored" else []
-    least = float(strength_T[classes[0]]) - CLOSE_TO_STRONGEST
-    close = [row for row in classes if float(strength_T[row]) >= least][:MAX_CLOSE]
-    cheap = [row for row in classes if not sure and float(relief_T[row]) > CHEAP]
+    close = [row for row in classes if float(strength_T[row]) >= strongest - CLOSE_TO_STRONGEST][:MAX_CLOSE]
+    cheap = [row for row in classes if float(relief_T[row]) > CHEAP]
     small = [row for row in classes if candidates[row].said.excess_prominence > SMALL]
     anywhere = [row for row, one in enumerate(candidates) if one.target == ANYWHERE]
-    rows = list(dict.fromkeys([*(sure or close), *named, *cheap, *small, *anywhere]))
+    rows = list(dict.fromkeys([*(sure or [*close, *named, *cheap]), *small, *anywhere]))
     suspects = [candidates[row] for row in rows]
     triggers = suspects[0].trigger
     for one in suspects[1:]:
