@@ -12,6 +12,7 @@ from worker.sanitizer.recipes import RECIPES
 from worker.sanitizer.repair import snapshot
 from worker.sanitizer.report import SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget, FixedFraction, SanitizeSpec
+from worker.sanitizer.trigger import ANYWHERE
 
 SHORT = {
     "inspection": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5, "HALF_OPEN_STEPS": 10, "WITNESS_MASK_STEPS": 5},
@@ -84,16 +85,17 @@ def test_a_second_round_that_brings_little_is_taken_back_whole(shortened, monkey
 
 
 @pytest.mark.parametrize(
-    ("out", "estimate", "rounds", "status"),
+    ("judged", "out", "estimate", "rounds", "left"),
     [
-        ([[]], -1.0, 1, "repaired"),
-        ([[3], []], -1.0, 2, "repaired"),
-        ([[3], [3]], -1.0, 1, "partly_repaired"),  # no better, so taken back
-        ([[3], []], 0.7, 1, "partly_repaired"),  # better there, and the suspects' triggers work again
+        ("backdoored", [[]], -1.0, 1, False),
+        ("backdoored", [[3], []], -1.0, 2, False),
+        ("suspicious", [[3], []], -1.0, 2, False),
+        ("suspicious", [[3], [3]], -1.0, 1, True),  # no better, so taken back
+        ("backdoored", [[3], []], 0.7, 1, True),  # better there, and the suspects' triggers work again
     ],
 )
 def test_a_class_that_stands_out_gets_a_round_aimed_at_it_and_withholds_repaired(
-    shortened, monkeypatch, out, estimate, rounds, status
+    shortened, monkeypatch, judged, out, estimate, rounds, left
 ):
     auto = importlib.import_module("worker.sanitizer.recipes.auto")
     found, estimates, rest, taught = iter(out), iter([-1.0, estimate]), [], []
@@ -108,11 +110,14 @@ def test_a_class_that_stands_out_gets_a_round_aimed_at_it_and_withholds_repaired
         auto, "_estimate", lambda *_: SyntheticAttackSuccess(before=1.0, after=next(estimates), num_triggers=1)
     )
     monkeypatch.setattr(auto, "standing_out", lambda *_, **__: next(found))
-    outcome, made, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged="suspicious")
-    assert (outcome.repair.rounds, outcome.repair.status) == (rounds, status)
+    outcome, made, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged=judged)
+    doubted = judged == "suspicious" and not left
+    assert (outcome.repair.rounds, outcome.repair.status == "repaired") == (rounds, not left and not doubted)
     assert outcome.estimate.after == -1.0
-    assert ("to class 3" in outcome.repair.reason) == (status == "partly_repaired")
-    assert taught[1:] == [[3]] * (len(out) - 1)
+    assert ("to class 3" in outcome.repair.reason) == left
+    assert ("sure of no class" in outcome.repair.reason) == doubted
+    # Triggers that depend on the image lead anywhere and to the suspects, or where a round is aimed.
+    assert taught == [[ANYWHERE, *outcome.repair.classes], *[[3]] * (len(out) - 1)]
     assert made.silent(outcome.mask)
     tensors = made.bench.network.tensors
     if rest:

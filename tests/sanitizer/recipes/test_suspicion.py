@@ -83,17 +83,18 @@ def test_beside_a_class_that_is_sure_cheap_ones_are_left_alone_and_loud_ones_whe
     assert suspicion.taught_T.tolist() == pytest.approx([108.0, 9.0][: len(targets)])
 
 
-def test_a_trigger_that_leads_anywhere_alone_leaves_a_loud_class_suspected_and_cheap_ones():
+def test_a_trigger_that_leads_anywhere_alone_leaves_a_loud_class_suspected_and_a_small_mask_and_no_cheap_one():
     made = [
         Candidate(4, masks([4]), Said(1.0, 2.0, 0.0, 0.0), 0.05),
         candidate(3, 0.0, 0.0, 0.02),
+        candidate(5, 2.0, -2.0, 0.09),
         *(candidate(*one) for one in PLAIN),
         candidate(ANYWHERE, 3.0, math.nan, 0.01),
     ]
     verdict = Verdict(verdict="backdoored", reason="", target_classes=[])
-    assert suspect(made, verdict).targets == [4, ANYWHERE]
-    quiet = [one for one in made if one.target != 4]
-    assert suspect(quiet, verdict).targets == [3, ANYWHERE]
+    assert suspect(made, verdict).targets == [4, 5, ANYWHERE]
+    quiet = [one for one in made if one.target not in (4, 5)]
+    assert suspect(quiet, verdict).targets == [ANYWHERE]
 
 
 @pytest.mark.parametrize(("expected", "bound"), [(5.0, 2.5), (math.inf, 4.5)])

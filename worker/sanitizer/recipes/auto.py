@@ -79,6 +79,7 @@ _REASONS: dict[RepairStatus, str] = {
 _STILL_REACHED = (
     "But a faint change of the whole image still leads to class {}, as to no other: the target may be that one."
 )
+_NOT_SURE = "But the verdict is sure of no class: a backdoor of one that was not suspected may be left."
 
 
 def auto(bench: Workbench) -> Outcome:
@@ -177,7 +178,7 @@ def _repair(
             if len(still) < len(left) and again.after <= max(REPAIRED_AT, estimate.after):
                 estimate, rounds, kept, left = again, rounds + 1, snapshot(network), still
         network.load(kept)
-    status, reason = _answer(estimate, left)
+    status, reason = _answer(estimate, left, sure=sure)
     repair = Repair(
         status=status,
         reason=reason,
@@ -229,13 +230,17 @@ def _unlearn(
     steps: int,
     *,
     phase: str,
-    residual: Sequence[int] = (ANYWHERE,),
+    residual: Sequence[int] = (),
 ) -> None:
-    """Unlearn the suspects from where the network is."""
+    """Unlearn the suspects from where the network is, and triggers that depend on the image.
+
+    These lead to classes that were asked for, or anywhere and to the suspects.
+    """
+    leads = residual or list(dict.fromkeys([ANYWHERE, *taught.targets]))
     with bench.phase(phase, steps) as advance:
         unlearn(
             bench.network, bench.repair, taught.triggers, taught.bounds_T, course, anchor=anchor, steps=steps,
-            generator=bench.generator, mask=mask, residual_targets=residual, advance=advance,
+            generator=bench.generator, mask=mask, residual_targets=leads, advance=advance,
         )  # fmt: skip
 
 
@@ -260,12 +265,14 @@ def _standing_out(bench: Workbench, findings: Findings) -> list[int]:
         )
 
 
-def _answer(estimate: SyntheticAttackSuccess, left: Sequence[int]) -> tuple[RepairStatus, str]:
+def _answer(estimate: SyntheticAttackSuccess, left: Sequence[int], *, sure: bool) -> tuple[RepairStatus, str]:
     if estimate.after > REPAIRED_AT:
         status: RepairStatus = "partly_repaired" if estimate.after <= NOT_REPAIRED_AT else "not_repaired"
         return status, _REASONS[status]
     if left:
         return "partly_repaired", f"{_REASONS['repaired']} {_STILL_REACHED.format(', '.join(map(str, left)))}"
+    if not sure:
+        return "partly_repaired", f"{_REASONS['repaired']} {_NOT_SURE}"
     return "repaired", _REASONS["repaired"]
 
 

@@ -101,9 +101,9 @@ def bounds(triggers: Triggers) -> torch.Tensor:
 def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     """Whom to unlearn, the strongest first.
 
-    The classes that the verdict is sure of and, unless that is beyond doubt, those that are loud; or else the
+    Where the verdict is sure, its classes and, unless that is beyond doubt, those that are loud; elsewhere the
     strongest, those that the verdict names and those that are cheap to unlearn. Beside them those of a small mask, and
-    the trigger that leads anywhere, if it was tried.
+    the trigger that leads anywhere, if it was tried: where the verdict is sure of that one alone it may be all.
     """
     strength_T, loudness_T, relief_T = strength(candidates), loudness(candidates), relief(candidates)
     classes = [row for row, one in enumerate(candidates) if one.target != ANYWHERE]
@@ -112,12 +112,14 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     strongest = float(strength_T[classes[0]])
     in_doubt = strongest <= CERTAIN_STRENGTH
     loud = [row for row in classes if in_doubt and float(loudness_T[row]) > LOUD_MEDIAN]
-    sure = [*named, *loud] if verdict.verdict == "backdoored" else []
+    is_sure = verdict.verdict == "backdoored"
+    sure = [*named, *loud] if is_sure else []
     close = [row for row in classes if float(strength_T[row]) >= strongest - CLOSE_TO_STRONGEST][:MAX_CLOSE]
     cheap = [row for row in classes if float(relief_T[row]) > CHEAP]
     small = [row for row in classes if candidates[row].said.excess_prominence > SMALL]
     anywhere = [row for row, one in enumerate(candidates) if one.target == ANYWHERE]
-    rows = list(dict.fromkeys([*(sure or [*close, *named, *cheap]), *small, *anywhere]))
+    likely = [] if is_sure and anywhere else [*close, *named, *cheap]
+    rows = list(dict.fromkeys([*(sure or likely), *small, *anywhere]))
     suspects = [candidates[row] for row in rows]
     triggers = suspects[0].trigger
     for one in suspects[1:]:
@@ -133,4 +135,4 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
         reaches_T[0] |= bool(expected_T[0].isinf())
         taught_T = torch.where(reaches_T, REACH * bounds_T, bounds_T)
     is_small = all(row in small for row in named)
-    return Suspicion(triggers, bounds_T, taught_T, verdict.verdict == "backdoored" and (bool(loud) or is_small))
+    return Suspicion(triggers, bounds_T, taught_T, is_sure and (bool(loud) or is_small))
