@@ -15,7 +15,7 @@ from worker.sanitizer.trigger import Triggers, synthesise
 
 COURSE = Course(
     anchor_weight=7.0, trigger_weight=3.0, random_weight=5.0, residual_weight=2.0, patchwork=True, batch_size=16,
-    search_batch=8, temperature=2.0,
+    search_batch=8, temperature=2.0, mirrored=True, rate_share=0.5,
 )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_the_first_step_descends_the_stated_loss(suspect, monkeypatch):
 
     # The schedule ends at a 250,000th of the rate, and its end is its first step here.
     monkeypatch.setattr(repair, "RATE", 1e3)
-    for name in ("stamp_randomly", "patchwork", "disturb"):
+    for name in ("stamp_randomly", "patchwork", "mirror", "disturb"):
         spied(name)
     stamp = ResidualSearch.stamp_randomly
 
@@ -66,11 +66,12 @@ def test_the_first_step_descends_the_stated_loss(suspect, monkeypatch):
     unlearnt(made.bench, start, course=COURSE, steps=1, anchor=anchor)
     pixels = given["patchwork"][0]
     labels = made.bench.repair.labels[nearest(made.bench.repair.pixels_NCHW, pixels)]
-    assert given["stamp_randomly"][2] is given["disturb"][0] is seen["patchwork"]
+    assert given["mirror"][0] is seen["patchwork"]
+    assert given["stamp_randomly"][2] is given["disturb"][0] is seen["mirror"]
 
     parameters = twin.parameters()
-    pieced = seen["patchwork"]
-    weights = {"patchwork": 7, "stamp_randomly": 3, "disturb": 5, "residual": 2}
+    pieced = seen["mirror"]
+    weights = {"mirror": 7, "stamp_randomly": 3, "disturb": 5, "residual": 2}
     with torch.no_grad():
         kept = (twin(pieced, anchor) / 2).softmax(dim=1)
     loss = functional.nll_loss(torch.log_softmax(twin(pixels), dim=1), labels)
@@ -84,6 +85,7 @@ def test_the_first_step_descends_the_stated_loss(suspect, monkeypatch):
         clear = gradient.abs() > 1e-4
         step = moved[name].detach() - parameter.detach()
         assert torch.equal(step.sign()[clear], -gradient.sign()[clear]), name
+        assert step.abs()[clear].numpy() == pytest.approx(0.5 * 1e3 / 250_000, rel=0.02)
         checked += int(clear.sum())
     assert checked > 500
 

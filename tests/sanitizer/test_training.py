@@ -15,6 +15,7 @@ from worker.sanitizer.training import (
     Schedule,
     fine_tune,
     minibatches,
+    mirror,
     patchwork,
     sam_gradients,
     sam_perturbation,
@@ -67,6 +68,14 @@ def test_a_patchwork_holds_one_rectangle_of_another_image_in_its_own_place():
     assert min(areas) < 5
     assert max(areas) > 35
     assert 0.4 < sum(areas) / (batch * height * width) < 0.6
+
+
+def test_half_of_the_images_are_mirrored_left_to_right_and_nothing_else():
+    images = torch.rand(64, 2, 3, 5, generator=torch.Generator().manual_seed(0))
+    mirrored = mirror(images, torch.Generator().manual_seed(1))
+    kept = (mirrored == images).flatten(1).all(dim=1)
+    assert torch.equal(mirrored[~kept], images[~kept][..., [4, 3, 2, 1, 0]])
+    assert 20 < int(kept.sum()) < 44
 
 
 def test_a_shift_moves_each_image_by_whole_pixels_within_its_bound():

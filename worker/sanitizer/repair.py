@@ -19,7 +19,7 @@ from worker.sanitizer.case import Images
 from worker.sanitizer.disturbances import disturb
 from worker.sanitizer.network import Network
 from worker.sanitizer.residual import ResidualSearch
-from worker.sanitizer.training import minibatches, patchwork
+from worker.sanitizer.training import minibatches, mirror, patchwork
 from worker.sanitizer.trigger import ANYWHERE, Inversion, Triggers, at_once
 
 RATE = 1e-3
@@ -60,6 +60,8 @@ class Course:
     residual_weight: float = 0.0
     small_first: bool = False
     temperature: float = 1.0
+    mirrored: bool = False
+    rate_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +163,15 @@ def unlearn(
     device = network.device
     small = minibatches(images, batch_size=course.search_batch, generator=generator, device=device)
     parameters = list(network.parameters().values())
-    optimizer = torch.optim.Adam(parameters, lr=RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=WARM_UP_SHARE)
+    rate = course.rate_share * RATE
+    optimizer = torch.optim.Adam(parameters, lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=WARM_UP_SHARE)
     batches = minibatches(images, batch_size=course.batch_size, generator=generator, device=device, max_shift=MAX_SHIFT)
     for pixels_BCHW, labels_B in islice(batches, steps):
         few = next(small)
         search.step(*few)
         pieced_BCHW = patchwork(pixels_BCHW, generator) if course.patchwork else pixels_BCHW
+        pieced_BCHW = mirror(pieced_BCHW, generator) if course.mirrored else pieced_BCHW
         with torch.no_grad():
             anchor_BK = (network(pieced_BCHW, anchor) / course.temperature).softmax(dim=1)
         lessons = _lessons(course, pixels_BCHW, pieced_BCHW, search.triggers(), chance_T, generator)

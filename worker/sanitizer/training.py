@@ -83,6 +83,12 @@ def shift(pixels_BCHW: Tensor, max_shift: int, generator: torch.Generator) -> Te
     return moved_BHWC.permute(0, 3, 1, 2).contiguous()
 
 
+def mirror(pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image, left and right exchanged for every second one at random."""
+    is_mirrored_B = torch.rand(len(pixels_BCHW), generator=generator) < 0.5
+    return torch.where(is_mirrored_B.view(-1, 1, 1, 1).to(pixels_BCHW.device), pixels_BCHW.flip(3), pixels_BCHW)
+
+
 def patchwork(pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     """Each image with a rectangle of another of the batch in the same place, of a share of its area drawn from [0, 1].
 

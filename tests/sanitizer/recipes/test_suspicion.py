@@ -41,9 +41,9 @@ PLAIN = [(7, 0.0, 0.0, 0.05), (8, 0.0, 0.0, 0.05), (9, 0.0, 0.0, 0.05)]
         # The strongest alone, where no other is close to it.
         ([(2, 1.0, 2.0, 0.05), *PLAIN], [2]),
         # Two that cannot be told apart, the stronger first; what is weaker by more is left out.
-        ([(2, 0.9, 2.0, 0.05), (3, 1.0, 2.0, 0.05), (4, 0.2, 1.0, 0.05), *PLAIN], [3, 2]),
+        ([(2, 0.40, 0.8, 0.05), (3, 0.44, 0.8, 0.05), (4, -0.1, 0.2, 0.05), *PLAIN], [3, 2]),
         # Of four that are close, three.
-        ([(1, 0.9, 2.0, 0.05), (2, 0.91, 2.0, 0.05), (3, 0.92, 2.0, 0.05), (4, 0.93, 2.0, 0.05), *PLAIN], [4, 3, 2]),
+        ([(1, 0.40, 0.8, 0.05), (2, 0.41, 0.8, 0.05), (3, 0.42, 0.8, 0.05), (4, 0.43, 0.8, 0.05), *PLAIN], [4, 3, 2]),
         # What costs little to unlearn is taken where nothing is sure, whatever else speaks against it.
         ([(2, 3.0, 4.0, 0.05), (3, 0.0, 0.0, 0.02), *PLAIN], [2, 3]),
         # And what has a mask of less than a third of the median's size, though it be dear to unlearn.
@@ -81,6 +81,31 @@ def test_beside_a_class_that_is_sure_cheap_ones_are_left_alone_and_loud_ones_whe
     assert suspicion.of_small_masks == small
     # A loud class reaches as far as a sure one.
     assert suspicion.taught_T.tolist() == pytest.approx([108.0, 9.0][: len(targets)])
+
+
+@pytest.mark.parametrize(("prominence", "targets"), [(0.51, [4, 2]), (0.49, [2])])
+def test_a_class_that_is_rather_loud_is_unlearnt_widely_though_the_verdict_names_another(prominence, targets):
+    loud = Candidate(4, masks([4], size=3.0), Said(prominence, 2 * prominence, 0.0, 0.0, 3.0), 0.05)
+    made = [candidate(2, 0.3, 0.6, 0.05), loud, *(candidate(*one) for one in PLAIN)]
+    suspicion = suspect(made, Verdict(verdict="suspicious", reason="", target_classes=[2]))
+    assert suspicion.targets == targets
+    assert suspicion.taught_T.tolist()[: len(targets) - 1] == pytest.approx([9.0][: len(targets) - 1])
+    assert not suspicion.of_small_masks
+    sure = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=[2]))
+    assert sorted(sure.targets) == sorted(targets)
+    assert not sure.of_small_masks
+
+
+def test_of_several_classes_that_are_rather_loud_the_loudest_is_unlearnt_and_beyond_doubt_none():
+    louder, less = (
+        Candidate(target, masks([target]), Said(loud, 2 * loud, 0.0, 0.0), 0.05)
+        for target, loud in ((4, 0.7), (5, 0.6))
+    )
+    made = [less, louder, candidate(2, 0.3, 0.6, 0.05), *(candidate(*one) for one in PLAIN)]
+    verdict = Verdict(verdict="backdoored", reason="", target_classes=[2])
+    assert suspect(made, verdict).targets == [2, 4]
+    certain = [less, louder, candidate(2, 3.0, 4.0, 0.05), *(candidate(*one) for one in PLAIN)]
+    assert suspect(certain, verdict).targets == [2]
 
 
 def test_a_trigger_that_leads_anywhere_alone_leaves_a_loud_class_suspected_and_a_small_mask_and_no_cheap_one():

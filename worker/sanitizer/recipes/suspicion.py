@@ -26,6 +26,9 @@ SMALL = math.log(3)
 # doubt. Both were set by hand on networks of the battery.
 CHEAP = 0.5
 CERTAIN_STRENGTH = 1.5 * BACKDOORED_STRENGTH
+# Where none is loud the loudest is taken from here on: a trigger may hide behind what its class looks like. Set by hand
+# on four networks of the battery, two of them with glasses.
+RATHER_LOUD = 0.5
 # A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, and always to
 # a 64th of the image, but beyond a sixteenth of it only by half: what covers more is what an object looks like.
 GROWTH = 3.0
@@ -101,9 +104,9 @@ def bounds(triggers: Triggers) -> torch.Tensor:
 def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     """Whom to unlearn, the strongest first.
 
-    Where the verdict is sure, its classes and, unless that is beyond doubt, those that are loud; elsewhere the
-    strongest, those that the verdict names and those that are cheap to unlearn. Beside them those of a small mask, and
-    the trigger that leads anywhere, if it was tried: where the verdict is sure of that one alone it may be all.
+    Where the verdict is sure, its classes; elsewhere the strongest, those that it names and those that are cheap to
+    unlearn. Unless it is beyond doubt, those that are loud, or the loudest. Beside them those of a small mask, and the
+    trigger that leads anywhere, if it was tried: where the verdict is sure of that one alone it may be all.
     """
     strength_T, loudness_T, relief_T = strength(candidates), loudness(candidates), relief(candidates)
     classes = [row for row, one in enumerate(candidates) if one.target != ANYWHERE]
@@ -111,14 +114,17 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     named = [row for row in classes if candidates[row].target in verdict.target_classes]
     strongest = float(strength_T[classes[0]])
     in_doubt = strongest <= CERTAIN_STRENGTH
-    loud = [row for row in classes if in_doubt and float(loudness_T[row]) > LOUD_MEDIAN]
+    loudest = max(classes, key=lambda row: float(loudness_T[row]))
+    is_loud = in_doubt and float(loudness_T[loudest]) > LOUD_MEDIAN
+    enough = LOUD_MEDIAN if is_loud else RATHER_LOUD
+    loud = [row for row in (classes if is_loud else [loudest]) if in_doubt and float(loudness_T[row]) > enough]
     is_sure = verdict.verdict == "backdoored"
     sure = [*named, *loud] if is_sure else []
     close = [row for row in classes if float(strength_T[row]) >= strongest - CLOSE_TO_STRONGEST][:MAX_CLOSE]
     cheap = [row for row in classes if float(relief_T[row]) > CHEAP]
     small = [row for row in classes if candidates[row].said.excess_prominence > SMALL]
     anywhere = [row for row, one in enumerate(candidates) if one.target == ANYWHERE]
-    likely = [] if is_sure and anywhere else [*close, *named, *cheap]
+    likely = [*loud, *([] if is_sure and anywhere else [*close, *named, *cheap])]
     rows = list(dict.fromkeys([*(sure or likely), *small, *anywhere]))
     suspects = [candidates[row] for row in rows]
     triggers = suspects[0].trigger
@@ -129,10 +135,9 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     # classes are its shadows, and keep to their bounds too.
     if not anywhere:
         expected_T = torch.tensor([one.said.expected_size for one in suspects]).to(bounds_T)
-        is_sure_T = torch.tensor([row in sure for row in rows], device=bounds_T.device)
-        bounds_T = torch.where(is_sure_T, bounds_T, torch.minimum(bounds_T, NATURAL_SHARE * expected_T))
-        reaches_T = is_sure_T.clone()
+        reaches_T = torch.tensor([row in sure or row in loud for row in rows], device=bounds_T.device)
+        bounds_T = torch.where(reaches_T, bounds_T, torch.minimum(bounds_T, NATURAL_SHARE * expected_T))
         reaches_T[0] |= bool(expected_T[0].isinf())
         taught_T = torch.where(reaches_T, REACH * bounds_T, bounds_T)
     is_small = all(row in small for row in named)
-    return Suspicion(triggers, bounds_T, taught_T, is_sure and (bool(loud) or is_small))
+    return Suspicion(triggers, bounds_T, taught_T, is_sure and (is_loud or is_small))
