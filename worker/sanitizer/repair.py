@@ -25,7 +25,7 @@ from worker.sanitizer.trigger import ANYWHERE, Inversion, Triggers, at_once
 RATE = 1e-3
 MAX_SHIFT = 1
 WARM_UP_SHARE = 0.2
-# Searches for triggers that depend on the image; where each leads wherever it can, no class need be suspected.
+# Searches for triggers that depend on the image; one that leads wherever it can needs no suspected class.
 NUM_RESIDUAL = 4
 # Per root of the number of input values: three times the radius of the perturbations that the verdict weighs.
 RESIDUAL_RADIUS_PER_ROOT = 4.5 / 28
@@ -121,9 +121,10 @@ def unlearn(
 
         CE(f(x), y) + w K(z) + v K(t(z)) + r K(d(z)) + q K(g(z))  with  K(z') = τ KL(f₀(z) ‖ f(z')),
 
-    where f₀ is the suspect, z a patchwork of the batch, t one of the masks by its `chances`, d a random trigger and g
-    one that depends on the image and leads where it was asked to. In K both answers are softened by τ, after Hinton et
-    al., "Distilling the Knowledge in a Neural Network", 2015 (whose τ² in place of τ would keep the gradients' size).
+    where f₀ is the suspect, z a patchwork of the batch (mirrored or not), t one of the masks by its `chances`, d a
+    random trigger and g one that depends on the image and leads where it was asked to. In K both answers are softened
+    by τ, after Hinton et al., "Distilling the Knowledge in a Neural Network", 2015 (whose τ² in place of τ would keep
+    the gradients' size).
     The suspect's answers to z are what it knows of clean images; there is no end of patchworks, so none is learnt by
     heart. Without patchworks z is x, and CE(f(t(x)), y) stands for K(t(z)). The sizes of the masks are bounded, so that
     what every network has, large universal perturbations, is left alone.
@@ -138,7 +139,7 @@ def unlearn(
         steps: Gradient steps.
         generator: CPU generator of all draws.
         mask: Channels that are silent and stay so.
-        residual_targets: Where triggers that depend on the image lead, in turn.
+        residual_targets: Where triggers that depend on the image lead, in turn; no more than `NUM_RESIDUAL` of them.
         advance: Called with 1 after each step.
     """
     search = Inversion(
@@ -171,7 +172,8 @@ def unlearn(
         few = next(small)
         search.step(*few)
         pieced_BCHW = patchwork(pixels_BCHW, generator) if course.patchwork else pixels_BCHW
-        pieced_BCHW = mirror(pieced_BCHW, generator) if course.mirrored else pieced_BCHW
+        if course.patchwork and course.mirrored:
+            pieced_BCHW = mirror(pieced_BCHW, generator)
         with torch.no_grad():
             anchor_BK = (network(pieced_BCHW, anchor) / course.temperature).softmax(dim=1)
         lessons = _lessons(course, pixels_BCHW, pieced_BCHW, search.triggers(), chance_T, generator)

@@ -125,6 +125,24 @@ def test_a_class_that_stands_out_gets_a_round_aimed_at_it_and_withholds_repaired
         assert unchanged == (rounds == 1)
 
 
+@pytest.mark.parametrize("of_small_masks", [True, False])
+def test_where_no_small_mask_is_sure_the_course_is_slower_and_longer(shortened, monkeypatch, of_small_masks):
+    auto = importlib.import_module("worker.sanitizer.recipes.auto")
+    unlearn, whom, taught = auto.unlearn, auto.suspect, []
+    monkeypatch.setattr(
+        auto, "suspect", lambda *given: dataclasses.replace(whom(*given), of_small_masks=of_small_masks)
+    )
+    monkeypatch.setattr(
+        auto,
+        "unlearn",
+        lambda *given, **named: (taught.append((given[4], named["steps"])), unlearn(*given, **named)),
+    )
+    outcome, _, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged="suspicious")
+    course, steps = taught[0]
+    assert (course.rate_share, course.mirrored) == ((1.0, False) if of_small_masks else (0.5, True))
+    assert steps == max(8, 4 * len(outcome.repair.classes)) * (1.0 if of_small_masks else 1.5)
+
+
 def test_no_second_round_follows_where_the_verdict_is_not_sure(shortened):
     outcome, made, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged="suspicious")
     assert outcome.repair.rounds == 1

@@ -108,6 +108,36 @@ def test_of_several_classes_that_are_rather_loud_the_loudest_is_unlearnt_and_bey
     assert suspect(certain, verdict).targets == [2]
 
 
+@pytest.mark.parametrize(("less", "targets"), [(0.6, [4]), (0.8, [4, 5])])
+def test_where_one_is_loud_only_those_that_are_loud_too_come_beside_it(less, targets):
+    loud = [
+        Candidate(target, masks([target]), Said(value, 2 * value, 0.0, 0.0), 0.05)
+        for target, value in ((4, 0.9), (5, less))
+    ]
+    made = [*loud, *(candidate(*one) for one in PLAIN)]
+    assert suspect(made, Verdict(verdict="backdoored", reason="", target_classes=[4])).targets == targets
+
+
+def test_the_strongest_reaches_where_nothing_is_known_of_nature_though_another_is_louder():
+    loud = Candidate(4, masks([4], size=3.0), Said(0.6, 1.2, 0.0, 0.0, math.inf), 0.05)
+    strong = Candidate(2, masks([2], size=3.0), Said(0.3, 0.6, 0.3, 0.6, math.inf), 0.05)
+    made = [loud, strong, *(candidate(*one) for one in PLAIN)]
+    suspicion = suspect(made, Verdict(verdict="suspicious", reason="", target_classes=[2]))
+    assert suspicion.targets == [4, 2]
+    assert suspicion.taught_T.tolist() == pytest.approx([9.0, 9.0])
+
+
+def test_a_cheap_class_is_suspected_where_nothing_is_sure_though_a_mask_leads_anywhere():
+    made = [
+        candidate(3, 0.0, 0.0, 0.02),
+        candidate(2, 0.4, 0.8, 0.05),
+        *(candidate(*one) for one in PLAIN),
+        candidate(ANYWHERE, 0.2, math.nan, 0.05),
+    ]
+    verdict = Verdict(verdict="suspicious", reason="", target_classes=[2])
+    assert set(suspect(made, verdict).targets) == {2, 3, ANYWHERE}
+
+
 def test_a_trigger_that_leads_anywhere_alone_leaves_a_loud_class_suspected_and_a_small_mask_and_no_cheap_one():
     made = [
         Candidate(4, masks([4]), Said(1.0, 2.0, 0.0, 0.0), 0.05),

@@ -235,7 +235,7 @@ def _unlearn(
 ) -> None:
     """Unlearn the suspects from where the network is, and triggers that depend on the image.
 
-    These lead to classes that were asked for, or anywhere and to the suspects.
+    These lead to classes that were asked for, or anywhere and to the first of the suspects.
     """
     steps = round(SLOW * steps) if course.rate_share < 1 else steps
     leads = residual or list(dict.fromkeys([ANYWHERE, *taught.targets]))

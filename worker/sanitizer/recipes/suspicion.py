@@ -102,7 +102,7 @@ def bounds(triggers: Triggers) -> torch.Tensor:
 
 
 def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
-    """Whom to unlearn, the strongest first.
+    """Whom to unlearn.
 
     Where the verdict is sure, its classes; elsewhere the strongest, those that it names and those that are cheap to
     unlearn. Unless it is beyond doubt, those that are loud, or the loudest. Beside them those of a small mask, and the
@@ -114,10 +114,11 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     named = [row for row in classes if candidates[row].target in verdict.target_classes]
     strongest = float(strength_T[classes[0]])
     in_doubt = strongest <= CERTAIN_STRENGTH
+    loud = [row for row in classes if in_doubt and float(loudness_T[row]) > LOUD_MEDIAN]
+    is_loud = bool(loud)
     loudest = max(classes, key=lambda row: float(loudness_T[row]))
-    is_loud = in_doubt and float(loudness_T[loudest]) > LOUD_MEDIAN
-    enough = LOUD_MEDIAN if is_loud else RATHER_LOUD
-    loud = [row for row in (classes if is_loud else [loudest]) if in_doubt and float(loudness_T[row]) > enough]
+    if not loud and in_doubt and float(loudness_T[loudest]) > RATHER_LOUD:
+        loud = [loudest]
     is_sure = verdict.verdict == "backdoored"
     sure = [*named, *loud] if is_sure else []
     close = [row for row in classes if float(strength_T[row]) >= strongest - CLOSE_TO_STRONGEST][:MAX_CLOSE]
@@ -137,7 +138,8 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
         expected_T = torch.tensor([one.said.expected_size for one in suspects]).to(bounds_T)
         reaches_T = torch.tensor([row in sure or row in loud for row in rows], device=bounds_T.device)
         bounds_T = torch.where(reaches_T, bounds_T, torch.minimum(bounds_T, NATURAL_SHARE * expected_T))
-        reaches_T[0] |= bool(expected_T[0].isinf())
+        strongest_T = torch.tensor([row == classes[0] for row in rows], device=bounds_T.device)
+        reaches_T = reaches_T | (strongest_T & expected_T.isinf())
         taught_T = torch.where(reaches_T, REACH * bounds_T, bounds_T)
     is_small = all(row in small for row in named)
     return Suspicion(triggers, bounds_T, taught_T, is_sure and (is_loud or is_small))
