@@ -49,6 +49,8 @@ class Course:
         small_first: Whether smaller masks are drawn more often, or all alike.
         temperature: τ, by which logits are divided before they are compared with the suspect's. The answers of a sure
             network say little of the other classes; softened ones do, and so hold more of what it knows.
+        mirrored: Whether patchworks are mirrored at random: what the suspect answers to these is knowledge too.
+        rate_share: The learning rate, in shares of `RATE`.
     """
 
     anchor_weight: float

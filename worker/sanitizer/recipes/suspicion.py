@@ -22,8 +22,8 @@ MAX_CLOSE = 3
 # unlearn a small mask costs little.
 SMALL = math.log(3)
 # Each class that is unlearnt for nothing costs accuracy. So one of at least this relief is taken only where the verdict
-# is sure of no class; and one that is loud though nature explains it, unless a class is so strong that it leaves no
-# doubt. Both were set by hand on networks of the battery.
+# is not sure; and one that is loud though nature explains it, unless a class is so strong that it leaves no doubt. Both
+# were set by hand on networks of the battery.
 CHEAP = 0.5
 CERTAIN_STRENGTH = 1.5 * BACKDOORED_STRENGTH
 # Where none is loud the loudest is taken from here on: a trigger may hide behind what its class looks like. Set by hand
@@ -120,13 +120,13 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     if not loud and in_doubt and float(loudness_T[loudest]) > RATHER_LOUD:
         loud = [loudest]
     is_sure = verdict.verdict == "backdoored"
-    sure = [*named, *loud] if is_sure else []
+    sure = [*(named if is_sure else []), *loud]
     close = [row for row in classes if float(strength_T[row]) >= strongest - CLOSE_TO_STRONGEST][:MAX_CLOSE]
     cheap = [row for row in classes if float(relief_T[row]) > CHEAP]
     small = [row for row in classes if candidates[row].said.excess_prominence > SMALL]
     anywhere = [row for row, one in enumerate(candidates) if one.target == ANYWHERE]
-    likely = [*loud, *([] if is_sure and anywhere else [*close, *named, *cheap])]
-    rows = list(dict.fromkeys([*(sure or likely), *small, *anywhere]))
+    likely = [] if is_sure and (sure or anywhere) else [*close, *named, *cheap]
+    rows = list(dict.fromkeys([*sure, *likely, *small, *anywhere]))
     suspects = [candidates[row] for row in rows]
     triggers = suspects[0].trigger
     for one in suspects[1:]:
@@ -136,7 +136,7 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     # classes are its shadows, and keep to their bounds too.
     if not anywhere:
         expected_T = torch.tensor([one.said.expected_size for one in suspects]).to(bounds_T)
-        reaches_T = torch.tensor([row in sure or row in loud for row in rows], device=bounds_T.device)
+        reaches_T = torch.tensor([row in sure for row in rows], device=bounds_T.device)
         bounds_T = torch.where(reaches_T, bounds_T, torch.minimum(bounds_T, NATURAL_SHARE * expected_T))
         strongest_T = torch.tensor([row == classes[0] for row in rows], device=bounds_T.device)
         reaches_T = reaches_T | (strongest_T & expected_T.isinf())
