@@ -27,7 +27,7 @@ SMALL = math.log(3)
 CHEAP = 0.5
 CERTAIN_STRENGTH = 1.5 * BACKDOORED_STRENGTH
 # Where none is loud the loudest is taken from here on: a trigger may hide behind what its class looks like. Set by hand
-# on four networks of the battery, two of them with glasses.
+# on ten networks of the battery, four of them with glasses.
 RATHER_LOUD = 0.5
 # A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, and always to
 # a 64th of the image, but beyond a sixteenth of it only by half: what covers more is what an object looks like.
