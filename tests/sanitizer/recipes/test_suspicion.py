@@ -108,6 +108,62 @@ def test_of_several_classes_that_are_rather_loud_the_loudest_is_unlearnt_and_bey
     assert suspect(certain, verdict).targets == [2]
 
 
+@pytest.mark.parametrize(("relief", "targets"), [(-0.04, [4, 2]), (-0.06, [2])])
+def test_a_rather_loud_class_that_is_dear_to_unlearn_is_left_alone(relief, targets):
+    loud = Candidate(4, masks([4]), Said(0.7, 1.4, 0.0, 0.0), 0.05 * math.exp(-relief))
+    made = [candidate(2, 0.3, 0.6, 0.05), loud, *(candidate(*one) for one in PLAIN)]
+    assert suspect(made, Verdict(verdict="suspicious", reason="", target_classes=[2])).targets == targets
+
+
+def test_the_next_of_the_rather_loud_takes_the_place_of_one_that_is_dear():
+    dear = Candidate(4, masks([4]), Said(0.7, 1.4, 0.0, 0.0), 0.06)
+    next_ = Candidate(5, masks([5]), Said(0.6, 1.2, 0.0, 0.0), 0.05)
+    made = [candidate(2, 0.3, 0.6, 0.05), dear, next_, *(candidate(*one) for one in PLAIN)]
+    assert suspect(made, Verdict(verdict="suspicious", reason="", target_classes=[2])).targets == [5, 2]
+
+
+@pytest.mark.parametrize(
+    ("strengths", "targets"),
+    [
+        # Stronger than the loud one, and as strong as the strongest but for what cannot be told apart.
+        ((0.4, 0.3), [4, 2, 3]),
+        ((0.4, 0.24), [4, 2]),
+        # Weaker than the loud one.
+        ((0.4, 0.1), [4, 2]),
+        ((0.1, 0.1), [4]),
+        # The verdict is sure of the strongest, and names it; a loud one is doubt beside it.
+        ((0.6, 0.5), [4, 2]),
+    ],
+)
+def test_where_the_verdict_is_sure_by_loudness_alone_the_stronger_classes_come_beside_the_loud(strengths, targets):
+    loud = Candidate(4, masks([4], size=3.0), Said(0.9, 1.8, 0.3, 0.6, 3.0), 0.05)
+    first, second = (
+        Candidate(target, masks([target], size=3.0), Said(0.0, 0.0, 1.5 * strength, 3 * strength, 4.0), 0.05)
+        for target, strength in zip((2, 3), strengths, strict=True)
+    )
+    named = [4, 2] if strengths[0] > 0.5 else [4]
+    made = [first, second, loud, *(candidate(*one) for one in PLAIN)]
+    suspicion = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=named))
+    assert sorted(suspicion.targets) == sorted(targets)
+    assert suspicion.of_small_masks
+    # They are not unlearnt widely: the verdict is not sure of them.
+    widely = {
+        target for target, taught in zip(suspicion.targets, suspicion.taught_T.tolist(), strict=True) if taught > 4
+    }
+    assert widely == set(named)
+
+
+@pytest.mark.parametrize(("excess", "taught"), [(1.1, 9.0), (1.2, 4.5)])
+def test_beside_a_class_beyond_doubt_one_that_is_only_sure_is_not_unlearnt_widely(excess, taught):
+    """Beyond doubt from (excess + excess) / 3 > 0.75 on."""
+    strong = Candidate(2, masks([2], size=3.0), Said(0.0, 0.0, excess, 2 * excess), 0.05)
+    weaker = Candidate(3, masks([3], size=3.0), Said(0.0, 0.0, 0.9, 1.8), 0.05)
+    made = [strong, weaker, *(candidate(*one) for one in PLAIN)]
+    suspicion = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=[2, 3]))
+    assert suspicion.targets == [2, 3]
+    assert suspicion.taught_T.tolist() == pytest.approx([9.0, taught])
+
+
 @pytest.mark.parametrize(("less", "targets"), [(0.6, [4]), (0.8, [4, 5])])
 def test_where_one_is_loud_only_those_that_are_loud_too_come_beside_it(less, targets):
     loud = [

@@ -29,6 +29,9 @@ CERTAIN_STRENGTH = 1.5 * BACKDOORED_STRENGTH
 # Where none is loud the loudest is taken from here on: a trigger may hide behind what its class looks like. Set by hand
 # on ten networks of the battery, four of them with glasses.
 RATHER_LOUD = 0.5
+# But not one that is dearer to unlearn than most, of less relief than this: it is woven into its neighbours, as nothing
+# planted was, and a wide mask of it costs a third of its recall. Set by hand on four of them and a clean network.
+DEAR = -0.05
 # A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, and always to
 # a 64th of the image, but beyond a sixteenth of it only by half: what covers more is what an object looks like.
 GROWTH = 3.0
@@ -36,7 +39,8 @@ LEAST_GROWTH = 1.5
 MIN_IMAGE_SHARE = 1 / 64
 MAX_IMAGE_SHARE = 1 / 16
 # What is unlearnt may be so many times larger still for classes that are sure or loud, or for the strongest where
-# nothing is known of nature: a trigger may be larger than the mask that stands for it.
+# nothing is known of nature: a trigger may be larger than the mask that stands for it. Beside one beyond doubt a class
+# that is only sure does not count among them.
 REACH = 2.0
 # The mask of any other class may grow to this share of the size that is to be expected of it by nature: what is larger
 # draws the class itself, and to unlearn it costs accuracy.
@@ -104,9 +108,10 @@ def bounds(triggers: Triggers) -> torch.Tensor:
 def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     """Whom to unlearn.
 
-    Where the verdict is sure, its classes; elsewhere the strongest, those that it names and those that are cheap to
-    unlearn. Unless it is beyond doubt, those that are loud, or the loudest. Beside them those of a small mask, and the
-    trigger that leads anywhere, if it was tried: where the verdict is sure of that one alone it may be all.
+    Where the verdict is sure, its classes, and where it is so by loudness alone, those that are stronger than the loud;
+    elsewhere the strongest, those that it names and those that are cheap to unlearn. Unless it is beyond doubt, those
+    that are loud, or the loudest. Beside them those of a small mask, and the trigger that leads anywhere, if it was
+    tried: where the verdict is sure of that one alone it may be all.
     """
     strength_T, loudness_T, relief_T = strength(candidates), loudness(candidates), relief(candidates)
     classes = [row for row, one in enumerate(candidates) if one.target != ANYWHERE]
@@ -116,16 +121,22 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     in_doubt = strongest <= CERTAIN_STRENGTH
     loud = [row for row in classes if in_doubt and float(loudness_T[row]) > LOUD_MEDIAN]
     is_loud = bool(loud)
-    loudest = max(classes, key=lambda row: float(loudness_T[row]))
+    # Never empty: half of the classes are no dearer than the median.
+    loudest = max((row for row in classes if float(relief_T[row]) > DEAR), key=lambda row: float(loudness_T[row]))
     if not loud and in_doubt and float(loudness_T[loudest]) > RATHER_LOUD:
         loud = [loudest]
     is_sure = verdict.verdict == "backdoored"
-    sure = [*(named if is_sure else []), *loud]
+    certain = [row for row in named if float(strength_T[row]) > CERTAIN_STRENGTH]
+    sure = [*((certain or named) if is_sure else []), *loud]
     close = [row for row in classes if float(strength_T[row]) >= strongest - CLOSE_TO_STRONGEST][:MAX_CLOSE]
     cheap = [row for row in classes if float(relief_T[row]) > CHEAP]
     small = [row for row in classes if candidates[row].said.excess_prominence > SMALL]
     anywhere = [row for row, one in enumerate(candidates) if one.target == ANYWHERE]
-    likely = [] if is_sure and (sure or anywhere) else [*close, *named, *cheap]
+    likely = [*close, *named, *cheap]
+    if is_sure and strongest <= BACKDOORED_STRENGTH and loud and not anywhere:
+        likely = [row for row in close if float(strength_T[row]) > float(strength_T[loud].amax())]
+    elif is_sure and (sure or anywhere):
+        likely = named
     rows = list(dict.fromkeys([*sure, *likely, *small, *anywhere]))
     suspects = [candidates[row] for row in rows]
     triggers = suspects[0].trigger
