@@ -1,7 +1,5 @@
 """Unlearning: the loss it descends, what it removes, what stays as it is."""
 
-import dataclasses
-
 import pytest
 import torch
 from torch.nn import functional
@@ -98,13 +96,11 @@ def nearest(pixels_NCHW, shifted_BCHW):
     return torch.stack([torch.cdist(move, images) for move in inside]).amin(dim=0).argmin(dim=1)
 
 
-def test_masks_are_drawn_alike_or_in_inverse_proportion_to_their_size():
+def test_masks_are_drawn_in_inverse_proportion_to_their_size():
     amounts = torch.tensor([0.0, 0.2, 0.1, 0.4]).view(4, 1, 1, 1).expand(4, 1, 5, 2)  # 0, 2, 1 and 4 pixels
     triggers = Triggers("mask", torch.arange(4), amounts, torch.ones(4, 1, 5, 2))
-    assert chances(triggers, COURSE).tolist() == [0.25] * 4
-    course = dataclasses.replace(COURSE, small_first=True)
-    assert chances(triggers, course).tolist() == pytest.approx([size / 11.75 for size in (10.0, 0.5, 1.0, 0.25)])
-    chance = chances(triggers.take([1, 2, 3]), course)
+    assert chances(triggers).tolist() == pytest.approx([size / 11.75 for size in (10.0, 0.5, 1.0, 0.25)])
+    chance = chances(triggers.take([1, 2, 3]))
     stamped = stamp_randomly(
         triggers.take([1, 2, 3]), chance, torch.zeros(7000, 1, 5, 2), torch.Generator().manual_seed(0)
     )
@@ -119,9 +115,8 @@ def test_a_mask_whose_search_diverged_is_drawn_seldom_and_breaks_nothing(suspect
     start = searched(made.bench, [1, 2], steps=1)
     start.amount_T1HW[0] = 0.1
     start.amount_T1HW[1] = torch.nan
-    course = dataclasses.replace(COURSE, small_first=True)
-    assert chances(start, course).tolist() == pytest.approx([10 / 11, 1 / 11])
-    unlearnt(made.bench, start, course=course, steps=2, anchor=snapshot(made.bench.network))
+    assert chances(start).tolist() == pytest.approx([10 / 11, 1 / 11])
+    unlearnt(made.bench, start, course=COURSE, steps=2, anchor=snapshot(made.bench.network))
 
 
 def test_the_planted_backdoor_is_unlearnt_and_accuracy_kept(suspect):

@@ -46,11 +46,11 @@ class Course:
         search_batch: Images of a step of the search.
         random_weight: r of patchworks under random triggers.
         residual_weight: q of patchworks under triggers that depend on the image.
-        small_first: Whether smaller masks are drawn more often, or all alike.
         temperature: τ, by which logits are divided before they are compared with the suspect's. The answers of a sure
             network say little of the other classes; softened ones do, and so hold more of what it knows.
         mirrored: Whether patchworks are mirrored at random: what the suspect answers to these is knowledge too.
         rate_share: The learning rate, in shares of `RATE`.
+        length_share: The gradient steps of a round, in shares of the usual number.
     """
 
     anchor_weight: float
@@ -60,10 +60,10 @@ class Course:
     search_batch: int
     random_weight: float = 0.0
     residual_weight: float = 0.0
-    small_first: bool = False
     temperature: float = 1.0
     mirrored: bool = False
     rate_share: float = 1.0
+    length_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ def unlearn(
             radius=RESIDUAL_RADIUS_PER_ROOT * math.sqrt(images.pixels_NCHW[0].numel()),
             generator=generator,
         )
-    chance_T = chances(start, course)
+    chance_T = chances(start)
     device = network.device
     small = minibatches(images, batch_size=course.search_batch, generator=generator, device=device)
     parameters = list(network.parameters().values())
@@ -224,16 +224,15 @@ def _lessons(
     return lessons
 
 
-def chances(triggers: Triggers, course: Course) -> Tensor:
-    """How often each mask is drawn, (T,) on the CPU, together 1: alike, or in inverse proportion to its size.
+def chances(triggers: Triggers) -> Tensor:
+    """How often each mask is drawn, (T,) on the CPU, together 1: in inverse proportion to its size.
 
     Of several suspects the one of the smallest mask is the likeliest backdoor, and hides the least of an image. A mask
     whose search diverged counts as one of the whole image.
     """
     area = triggers.amount_T1HW[0].numel()
     size_T = triggers.size().double().cpu().nan_to_num(nan=area).clamp_min(SMALLEST_MASK)
-    chance_T = 1 / size_T if course.small_first else torch.ones_like(size_T)
-    return chance_T / chance_T.sum()
+    return (1 / size_T) / (1 / size_T).sum()
 
 
 def stamp_randomly(triggers: Triggers, chance_T: Tensor, pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:

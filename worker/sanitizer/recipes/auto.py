@@ -40,8 +40,6 @@ PRUNING_SHARE = 0.25
 # Gradient steps of a round for each suspected class, at least so many.
 UNLEARN_STEPS = 150
 LEAST_UNLEARN_STEPS = 300
-# A course at half the rate takes half as many again.
-SLOW = 1.5
 # Triggers that are random or depend on the image work against a backdoor whose class is not suspected, or that no mask
 # stands for. The random ones cost no accuracy on networks of the battery, so they are the heavier where nothing is
 # sure, or a large mask stands for a change of the whole image. There a slower descent, softened answers and mirrored
@@ -54,10 +52,15 @@ SMALL_MASKS = Course(
     patchwork=True,
     batch_size=64,
     search_batch=INVERSION_BATCH,
-    small_first=True,
 )
 LARGE_MASKS = dataclasses.replace(
-    SMALL_MASKS, anchor_weight=30.0, random_weight=20.0, temperature=3.0, mirrored=True, rate_share=0.5
+    SMALL_MASKS,
+    anchor_weight=30.0,
+    random_weight=20.0,
+    temperature=3.0,
+    mirrored=True,
+    rate_share=0.5,
+    length_share=1.5,
 )
 # Of a search for masks on the network as it is.
 FRESH_STEPS = 100
@@ -207,7 +210,7 @@ def _unlearn_again(
     found = _invert_again(bench, [ANYWHERE]).join(findings.anywhere)
     again = _doubled(bench, taught).join(found, bounds(found))
     # The suspects' own triggers keep the weight that they had.
-    own = float(chances(again.triggers, course)[: -len(found)].sum())
+    own = float(chances(again.triggers)[: -len(found)].sum())
     weight = course.trigger_weight / own
     course = dataclasses.replace(course, trigger_weight=weight)
     _unlearn(bench, again, before, course, mask, LEAST_UNLEARN_STEPS, phase="repair_again")
@@ -237,8 +240,8 @@ def _unlearn(
 
     These lead to classes that were asked for, or anywhere and to the first of the suspects.
     """
-    steps = round(SLOW * steps) if course.rate_share < 1 else steps
     leads = residual or list(dict.fromkeys([ANYWHERE, *taught.targets]))
+    steps = round(course.length_share * steps)
     with bench.phase(phase, steps) as advance:
         unlearn(
             bench.network, bench.repair, taught.triggers, taught.bounds_T, course, anchor=anchor, steps=steps,
