@@ -93,7 +93,7 @@ def test_a_class_that_is_rather_loud_is_unlearnt_widely_though_the_verdict_names
     assert not suspicion.of_small_masks
     sure = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=[2]))
     assert sorted(sure.targets) == sorted(targets)
-    assert not sure.of_small_masks
+    assert sure.of_small_masks == (4 in targets)
 
 
 def test_of_several_classes_that_are_rather_loud_the_loudest_is_unlearnt_and_beyond_doubt_none():
@@ -131,7 +131,7 @@ def test_the_next_of_the_rather_loud_takes_the_place_of_one_that_is_dear():
         # Weaker than the loud one.
         ((0.4, 0.1), [4, 2]),
         ((0.1, 0.1), [4]),
-        # The verdict is sure of the strongest, and names it; a loud one is doubt beside it.
+        # The verdict is sure of the strongest, and names it alone; a loud one is doubt beside it.
         ((0.6, 0.5), [4, 2]),
     ],
 )
@@ -141,27 +141,27 @@ def test_where_the_verdict_is_sure_by_loudness_alone_the_stronger_classes_come_b
         Candidate(target, masks([target], size=3.0), Said(0.0, 0.0, 1.5 * strength, 3 * strength, 4.0), 0.05)
         for target, strength in zip((2, 3), strengths, strict=True)
     )
-    named = [4, 2] if strengths[0] > 0.5 else [4]
+    named = [2] if strengths[0] > 0.5 else [4]
     made = [first, second, loud, *(candidate(*one) for one in PLAIN)]
     suspicion = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=named))
     assert sorted(suspicion.targets) == sorted(targets)
     assert suspicion.of_small_masks
-    # They are not unlearnt widely: the verdict is not sure of them.
+    # They are not unlearnt widely: no mask of theirs is small.
     widely = {
         target for target, taught in zip(suspicion.targets, suspicion.taught_T.tolist(), strict=True) if taught > 4
     }
-    assert widely == set(named)
+    assert widely == {4}
 
 
-@pytest.mark.parametrize(("excess", "taught"), [(1.1, 9.0), (1.2, 4.5)])
-def test_beside_a_class_beyond_doubt_one_that_is_only_sure_is_not_unlearnt_widely(excess, taught):
-    """Beyond doubt from (excess + excess) / 3 > 0.75 on."""
-    strong = Candidate(2, masks([2], size=3.0), Said(0.0, 0.0, excess, 2 * excess), 0.05)
-    weaker = Candidate(3, masks([3], size=3.0), Said(0.0, 0.0, 0.9, 1.8), 0.05)
-    made = [strong, weaker, *(candidate(*one) for one in PLAIN)]
-    suspicion = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=[2, 3]))
-    assert suspicion.targets == [2, 3]
-    assert suspicion.taught_T.tolist() == pytest.approx([9.0, taught])
+@pytest.mark.parametrize(("excess", "bound", "taught"), [(1.09, 1.5, 1.5), (1.11, 4.5, 9.0)])
+def test_a_sure_class_whose_mask_is_not_small_is_not_unlearnt_widely(excess, bound, taught):
+    """A mask of less than a third of what is natural is small."""
+    one = Candidate(2, masks([2], size=3.0), Said(0.0, 0.0, excess, 6.0, 3.0), 0.05)
+    made = [one, *(candidate(*plain) for plain in PLAIN)]
+    suspicion = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=[2]))
+    assert suspicion.targets == [2]
+    assert suspicion.bounds_T.tolist() == pytest.approx([bound])
+    assert suspicion.taught_T.tolist() == pytest.approx([taught])
 
 
 @pytest.mark.parametrize(("less", "targets"), [(0.6, [4]), (0.8, [4, 5])])

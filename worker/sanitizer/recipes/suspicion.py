@@ -79,7 +79,8 @@ class Suspicion:
         bounds_T: Bounds of their ℓ1 norms that the repair must withstand, in pixels.
         taught_T: Bounds of what is unlearnt, no smaller.
         of_small_masks: Whether the verdict is sure, and no large mask stands for a change of the whole image: those of
-            its classes are small beside what is natural, or there is doubt and a class is loud, which may be a thing.
+            its classes are small beside what is natural, or there is doubt and a class is loud, or the loudest of those
+            that are rather loud, which may be a thing.
     """
 
     triggers: Triggers
@@ -120,14 +121,12 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     strongest = float(strength_T[classes[0]])
     in_doubt = strongest <= CERTAIN_STRENGTH
     loud = [row for row in classes if in_doubt and float(loudness_T[row]) > LOUD_MEDIAN]
-    is_loud = bool(loud)
     # Never empty: half of the classes are no dearer than the median.
     loudest = max((row for row in classes if float(relief_T[row]) > DEAR), key=lambda row: float(loudness_T[row]))
     if not loud and in_doubt and float(loudness_T[loudest]) > RATHER_LOUD:
         loud = [loudest]
     is_sure = verdict.verdict == "backdoored"
-    certain = [row for row in named if float(strength_T[row]) > CERTAIN_STRENGTH]
-    sure = [*((certain or named) if is_sure else []), *loud]
+    sure = [*(named if is_sure else []), *loud]
     close = [row for row in classes if float(strength_T[row]) >= strongest - CLOSE_TO_STRONGEST][:MAX_CLOSE]
     cheap = [row for row in classes if float(relief_T[row]) > CHEAP]
     small = [row for row in classes if candidates[row].said.excess_prominence > SMALL]
@@ -136,7 +135,7 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     if is_sure and strongest <= BACKDOORED_STRENGTH and loud and not anywhere:
         likely = [row for row in close if float(strength_T[row]) > float(strength_T[loud].amax())]
     elif is_sure and (sure or anywhere):
-        likely = named
+        likely = []
     rows = list(dict.fromkeys([*sure, *likely, *small, *anywhere]))
     suspects = [candidates[row] for row in rows]
     triggers = suspects[0].trigger
@@ -147,10 +146,11 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     # classes are its shadows, and keep to their bounds too.
     if not anywhere:
         expected_T = torch.tensor([one.said.expected_size for one in suspects]).to(bounds_T)
-        reaches_T = torch.tensor([row in sure for row in rows], device=bounds_T.device)
+        wide = [*loud, *(row for row in sure if row in small)]
+        reaches_T = torch.tensor([row in wide for row in rows], device=bounds_T.device)
         bounds_T = torch.where(reaches_T, bounds_T, torch.minimum(bounds_T, NATURAL_SHARE * expected_T))
         strongest_T = torch.tensor([row == classes[0] for row in rows], device=bounds_T.device)
         reaches_T = reaches_T | (strongest_T & expected_T.isinf())
         taught_T = torch.where(reaches_T, REACH * bounds_T, bounds_T)
     is_small = all(row in small for row in named)
-    return Suspicion(triggers, bounds_T, taught_T, is_sure and (is_loud or is_small))
+    return Suspicion(triggers, bounds_T, taught_T, is_sure and (bool(loud) or is_small))
