@@ -153,10 +153,18 @@ def test_where_the_verdict_is_sure_by_loudness_alone_the_stronger_classes_come_b
     assert widely == {4}
 
 
-@pytest.mark.parametrize(("excess", "bound", "taught"), [(1.09, 1.5, 1.5), (1.11, 4.5, 9.0)])
-def test_a_sure_class_whose_mask_is_not_small_is_not_unlearnt_widely(excess, bound, taught):
-    """A mask of less than a third of what is natural is small."""
-    one = Candidate(2, masks([2], size=3.0), Said(0.0, 0.0, excess, 6.0, 3.0), 0.05)
+@pytest.mark.parametrize(
+    ("excess", "expected", "bound", "taught"),
+    [
+        # A mask of less than a third of what is natural is small.
+        (1.11, 7.0, 4.5, 9.0),
+        (1.09, 7.0, 3.5, 3.5),
+        # Half of what is natural, but no less than the mask that was found.
+        (1.09, 5.0, 3.0, 3.0),
+    ],
+)
+def test_a_sure_class_whose_mask_is_not_small_is_not_unlearnt_widely(excess, expected, bound, taught):
+    one = Candidate(2, masks([2], size=3.0), Said(0.0, 0.0, excess, 6.0, expected), 0.05)
     made = [one, *(candidate(*plain) for plain in PLAIN)]
     suspicion = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=[2]))
     assert suspicion.targets == [2]
@@ -217,6 +225,18 @@ def test_what_is_suspected_beside_a_sure_class_may_not_grow_beyond_half_of_what_
     assert suspicion.targets == [2, 3]
     assert suspicion.bounds_T.tolist() == pytest.approx([54.0, bound])
     assert suspicion.taught_T.tolist() == pytest.approx([108.0, bound])
+
+
+def test_a_sure_class_may_always_have_a_64th_of_the_image():
+    def mask(target):
+        return Triggers("mask", torch.tensor([target]), torch.full((1, 1, 28, 28), 4 / 784), torch.zeros(1, 1, 28, 28))
+
+    made = [Candidate(2, mask(2), Said(0.0, 0.0, 0.2, 9.0, 5.0), 0.05)]
+    made += [Candidate(target, mask(target), Said(0.0, 0.0, 0.0, 0.0, 5.0), 0.05) for target in (7, 8, 9)]
+    sure = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=[2]))
+    assert (sure.targets, sure.taught_T.tolist()) == ([2], pytest.approx([784 / 64]))
+    unsure = suspect(made, Verdict(verdict="suspicious", reason="", target_classes=[2]))
+    assert (unsure.targets, unsure.taught_T.tolist()) == ([2], pytest.approx([2.5]))
 
 
 def test_classes_that_the_verdict_is_sure_of_are_suspected_however_far_apart():

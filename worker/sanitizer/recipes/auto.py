@@ -76,7 +76,7 @@ ENOUGH_BETTER = 0.5
 AIMED_ANCHOR_SHARE = 0.4
 AIMED_WEIGHT = 6.0
 _REASONS: dict[RepairStatus, str] = {
-    "repaired": "No synthesised trigger of the suspect's size works any more.",
+    "repaired": "No synthesised trigger of a size that speaks for a backdoor works any more.",
     "partly_repaired": "Synthesised triggers work less often, and still too often.",
     "not_repaired": "Synthesised triggers still work on most images.",
 }
