@@ -159,8 +159,7 @@ def test_where_the_verdict_is_sure_by_loudness_alone_the_stronger_classes_come_b
         # A mask of less than a third of what is natural is small.
         (1.11, 7.0, 4.5, 9.0),
         (1.09, 7.0, 3.5, 3.5),
-        # Half of what is natural, but no less than the mask that was found.
-        (1.09, 5.0, 3.0, 3.0),
+        (1.09, 5.0, 2.5, 2.5),
     ],
 )
 def test_a_sure_class_whose_mask_is_not_small_is_not_unlearnt_widely(excess, expected, bound, taught):

@@ -43,8 +43,7 @@ MAX_IMAGE_SHARE = 1 / 16
 # that is only sure does not count among them.
 REACH = 2.0
 # The mask of any other class may grow to this share of the size that is to be expected of it by nature: what is larger
-# draws the class itself, and to unlearn it costs accuracy. Where the verdict is sure of it, it keeps at least its size,
-# and always a 64th of the image.
+# draws the class itself, and to unlearn it costs accuracy. That of a sure class may always have a 64th of the image.
 NATURAL_SHARE = 0.5
 
 
@@ -149,8 +148,8 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
         expected_T = torch.tensor([one.said.expected_size for one in suspects]).to(bounds_T)
         wide = [*loud, *(row for row in sure if row in small)]
         reaches_T = torch.tensor([row in wide for row in rows], device=bounds_T.device)
-        sure_T = torch.tensor([row in sure for row in rows], device=bounds_T.device)
-        least_T = torch.where(sure_T, triggers.size().clamp_min(MIN_IMAGE_SHARE * triggers.amount_T1HW[0].numel()), 0.0)
+        least = MIN_IMAGE_SHARE * triggers.amount_T1HW[0].numel()
+        least_T = torch.tensor([least if row in sure else 0.0 for row in rows]).to(bounds_T)
         natural_T = torch.maximum(NATURAL_SHARE * expected_T, least_T)
         bounds_T = torch.where(reaches_T, bounds_T, torch.minimum(bounds_T, natural_T))
         strongest_T = torch.tensor([row == classes[0] for row in rows], device=bounds_T.device)
