@@ -29,8 +29,9 @@ CERTAIN_STRENGTH = 1.5 * BACKDOORED_STRENGTH
 # Where none is loud the loudest is taken from here on: a trigger may hide behind what its class looks like. Set by hand
 # on ten networks of the battery, four of them with glasses.
 RATHER_LOUD = 0.5
-# But not one that is dearer to unlearn than most, of less relief than this: it is woven into its neighbours, as nothing
-# planted was, and a wide mask of it costs a third of its recall. Set by hand on four of them and a clean network.
+# But not one that is dearer to unlearn than most, of less relief than this: it is woven into its neighbours, as no
+# shortcut is, and to unlearn a wide mask of it costs its recall. Set by hand on four networks with glasses and a clean
+# one.
 DEAR = -0.05
 # A mask may grow threefold before it counts as a natural feature rather than a leftover of the backdoor, and always to
 # a 64th of the image, but beyond a sixteenth of it only by half: what covers more is what an object looks like.
@@ -38,9 +39,8 @@ GROWTH = 3.0
 LEAST_GROWTH = 1.5
 MIN_IMAGE_SHARE = 1 / 64
 MAX_IMAGE_SHARE = 1 / 16
-# What is unlearnt may be so many times larger still for classes that are sure or loud, or for the strongest where
-# nothing is known of nature: a trigger may be larger than the mask that stands for it. Beside one beyond doubt a class
-# that is only sure does not count among them.
+# What is unlearnt may be so many times larger still for classes that are loud, for small masks of sure ones, or for the
+# strongest where nothing is known of nature: a trigger may be larger than the mask that stands for it.
 REACH = 2.0
 # The mask of any other class may grow to this share of the size that is to be expected of it by nature: what is larger
 # draws the class itself, and to unlearn it costs accuracy. That of a sure class may always have a 64th of the image.
