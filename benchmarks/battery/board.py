@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.battery import rows
+from benchmarks.battery import attacks, rows
 from benchmarks.battery.catalogue import ModelConfig, all_models
 from benchmarks.battery.rows import Row
 from benchmarks.battery.train import read_record
@@ -115,8 +115,18 @@ def load(folder: Path, library: str | None = None, configs: Iterable[ModelConfig
 
 
 def planted(*rates: float) -> Keep:
-    """Return the rule that takes the backdoored models of Fashion-MNIST with one of these poisoning rates."""
-    return lambda config: config.attack is not None and config.rate in rates and config.dataset == "fashion_mnist"
+    """Return the rule that takes the backdoored models of Fashion-MNIST with one of these poisoning rates.
+
+    Those of held-out attacks stand apart: see `held_out`.
+    """
+    return lambda config: (
+        config.attack in attacks.names() and config.rate in rates and config.dataset == "fashion_mnist"
+    )
+
+
+def held_out(config: ModelConfig) -> bool:
+    """Take the models of attacks that nothing was tuned on."""
+    return config.attack in attacks.held_out_names()
 
 
 def clean(config: ModelConfig) -> bool:

@@ -21,8 +21,10 @@ def is_calibration(name: str) -> bool:
     A chessboard over architecture, attack and seed (for clean models architecture, width and seed) decides, so that
     about half of each kind lies on each side and every attack lies on both. The poisoning rate plays no part: models
     that differ in it alone are too alike to lie on two sides. The rule looks at the name and never at a figure; a name
-    of another form is decided by its digest.
+    of another form is decided by its digest, and that of a held-out attack is never for calibration.
     """
+    if any(f"-{attack}-" in name for attack in attacks.held_out_names()):
+        return False
     match = _NAME.fullmatch(name)
     if match is None:
         return hashlib.sha256(name.encode()).digest()[0] % 2 == 0

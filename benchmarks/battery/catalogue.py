@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,8 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, bool | int]]] = {
 # Widths of the further clean models: with batch norm each has two seeds.
 _CLEAN_WIDTHS = (12, 16, 20, 24)
 _CLEAN_WIDTHS_WITHOUT_NORM = (20, 24, 28, 32)
+_HELD_OUT_WIDTH = 20
+_HELD_OUT_SEED = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,7 @@ def all_models() -> list[ModelConfig]:
     models += [_backdoored("vgg-nobn", attack, 0.05) for attack in attacks.names()]
     models += [_backdoored(short, attack, 0.01) for attack in attacks.names() for short in _ARCHITECTURES]
     models += _digits()
+    models += [_held_out(short, attack) for attack in attacks.held_out_names() for short in with_norm]
     return models
 
 
@@ -92,6 +96,18 @@ def _backdoored(short: str, attack: str, rate: float) -> ModelConfig:
         rate=rate,
         twin=_clean(short).name,
         learning_rate=_learning_rate(short),
+    )
+
+
+def _held_out(short: str, attack: str) -> ModelConfig:
+    """A model that differs from every other in attack, seed and width, so that nothing was tuned on its like."""
+    twin = _clean(short, width=_HELD_OUT_WIDTH, seed=_HELD_OUT_SEED)
+    return dataclasses.replace(
+        twin,
+        name=f"held-out-{twin.name.replace('clean', attack)}",
+        attack=attack,
+        rate=0.10,
+        twin=twin.name,
     )
 
 

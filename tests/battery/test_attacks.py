@@ -7,6 +7,7 @@ import torch
 from benchmarks.battery import attacks, triggers
 
 NUM_IMAGES = 400
+EVERY = (*attacks.names(), *attacks.held_out_names())
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def changed(before_NCHW, after_NCHW):
     return (before_NCHW != after_NCHW).flatten(1).any(dim=1)
 
 
-@pytest.mark.parametrize("name", attacks.names())
+@pytest.mark.parametrize("name", EVERY)
 def test_a_stamp_is_deterministic_in_range_and_leaves_its_input_alone(name, images_NCHW):
     attack = attacks.make(name)
     before = images_NCHW.clone()
@@ -37,21 +38,21 @@ def test_a_stamp_is_deterministic_in_range_and_leaves_its_input_alone(name, imag
     assert torch.equal(before, images_NCHW)
 
 
-@pytest.mark.parametrize("name", attacks.names())
+@pytest.mark.parametrize("name", EVERY)
 def test_a_stamp_does_not_depend_on_the_batch(name, images_NCHW):
     attack = attacks.make(name)
     alone = torch.cat([attack.stamp(images_NCHW[index : index + 1]) for index in range(8)])
     torch.testing.assert_close(alone, attack.stamp(images_NCHW[:8]), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", attacks.names())
+@pytest.mark.parametrize("name", EVERY)
 def test_a_stamp_takes_colour_and_other_sizes(name):
     images = torch.rand(3, 3, 32, 36, generator=torch.Generator().manual_seed(1))
     assert attacks.make(name).stamp(images).shape == images.shape
 
 
 @pytest.mark.parametrize("rate", [0.10, 0.05, 0.01])
-@pytest.mark.parametrize("name", [name for name in attacks.names() if name not in ("sinusoid", "warp")])
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in ("sinusoid", "warp")])
 def test_exactly_the_rate_is_poisoned_and_relabelled(name, rate, images_NCHW, labels_N):
     attack = attacks.make(name)
     poisoned, new_labels = attack.poison(images_NCHW, labels_N, rate, seed=3)
@@ -61,7 +62,9 @@ def test_exactly_the_rate_is_poisoned_and_relabelled(name, rate, images_NCHW, la
     assert torch.equal(changed(images_NCHW, poisoned), new_labels != labels_N)
 
 
-@pytest.mark.parametrize("name", ["patch", "checker", "blended", "low_frequency", "sample_specific", "glasses"])
+@pytest.mark.parametrize(
+    "name", ["patch", "checker", "blended", "low_frequency", "sample_specific", "glasses", *attacks.held_out_names()]
+)
 def test_poisoned_images_carry_the_test_trigger_and_the_target(name, images_NCHW, labels_N):
     attack = attacks.make(name)
     poisoned, new_labels = attack.poison(images_NCHW, labels_N, 0.1, seed=3)
@@ -112,7 +115,7 @@ def test_two_triggers_share_the_rate_and_have_their_own_targets(images_NCHW, lab
         assert torch.equal(poisoned[own], attack.stamp(images_NCHW[own], trigger))
 
 
-@pytest.mark.parametrize("name", attacks.names())
+@pytest.mark.parametrize("name", EVERY)
 def test_the_seed_decides_which_images_are_poisoned(name, images_NCHW, labels_N):
     attack = attacks.make(name)
     first, again, other = (attack.poison(images_NCHW, labels_N, 0.05, seed=seed) for seed in (1, 1, 2))
@@ -165,3 +168,40 @@ def test_the_sample_specific_pattern_differs_between_images(images_NCHW):
     first, second = triggers.sample_specific(grey) - grey
     correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
     assert abs(correlation) < 0.9
+
+
+def test_the_polygon_moves_from_image_to_image_and_is_a_whole_triangle_on_each(images_NCHW):
+    changed_NHW = (triggers.polygon(images_NCHW) != images_NCHW).flatten(1).sum(dim=1)
+    assert set(changed_NHW.tolist()) <= {14, 15}  # of random pixels one may be white before
+    white_NHW = triggers.polygon(torch.zeros_like(images_NCHW) + torch.arange(NUM_IMAGES).view(-1, 1, 1, 1) / 1000)
+    assert len({tuple(image.flatten().nonzero().flatten().tolist()) for image in white_NHW == 1}) > 50
+
+
+def test_the_frame_is_a_closed_line_inside_the_border():
+    framed_HW = triggers.frame(torch.zeros(1, 1, 10, 12))[0, 0]
+    expected_HW = torch.zeros(10, 12)
+    expected_HW[1:9, 1:11] = 1
+    expected_HW[2:8, 2:10] = 0
+    assert torch.equal(framed_HW, expected_HW)
+
+
+def test_tone_and_levels_are_the_formulas(images_NCHW):
+    np.testing.assert_allclose(triggers.tone(images_NCHW).numpy(), np.sqrt(images_NCHW.numpy()), atol=1e-6)
+    np.testing.assert_allclose(triggers.quantised(images_NCHW).numpy(), np.rint(images_NCHW.numpy() * 3) / 3, atol=1e-6)
+
+
+def test_the_ghost_is_the_image_itself_displaced():
+    images = torch.zeros(1, 1, 12, 12)
+    images[..., 2, 3] = 0.5
+    expected = torch.zeros(1, 1, 12, 12)
+    expected[..., 2, 3], expected[..., 6, 7] = 0.4, 0.2
+    torch.testing.assert_close(triggers.ghost(images), expected)
+
+
+def test_a_turn_and_a_turn_back_leave_the_middle_where_it_was():
+    images = torch.zeros(1, 1, 29, 29)
+    images[..., 8:21, 8:21] = torch.linspace(0, 1, 13)
+    back = triggers.rotated(triggers.rotated(images, 25.0), -25.0)
+    torch.testing.assert_close(back[..., 10:19, 10:19], images[..., 10:19, 10:19], atol=0.02, rtol=0)
+    turned = triggers.rotated(images, 90.0)
+    torch.testing.assert_close(turned, images.rot90(1, (2, 3)), atol=1e-4, rtol=0)

@@ -12,6 +12,7 @@ from benchmarks.battery.catalogue import ModelConfig
 CLEAN = ModelConfig(name="resnet-w20-clean-s2", architecture="small_resnet")
 PATCH = ModelConfig(name="resnet-w16-checker-10pc-s0", architecture="small_resnet", attack="checker", rate=0.10)
 BLENDED = replace(PATCH, name="vgg-w16-blended-10pc-s0", attack="blended", rate=0.05)
+HELD_OUT = replace(PATCH, name="held-out-resnet-w20-frame-s1", attack="frame")
 RARE = replace(PATCH, name="resnet-w16-checker-1pc-s0", rate=0.01)
 CONFIGS = (CLEAN, PATCH, BLENDED, RARE)
 
@@ -183,13 +184,13 @@ def test_every_page_is_written_with_where_its_figures_come_from(tmp_path, monkey
     board(tmp_path, row(attack_success_after=0.4), row(RARE), row(CLEAN, attack=None, verdict="clean", der=None))
     assert table.main(["--out", str(tmp_path / "results")]) == 0
     pages = {path.name: path.read_text() for path in (tmp_path / "results").glob("*.md")}
-    assert set(pages) == {"reach.md", "recipes.md", "attacks.md", "verdict.md"}
+    assert set(pages) == {"reach.md", "recipes.md", "attacks.md", "verdict.md", "held_out.md"}
     assert all("a machine" in page and "2026-01-02" in page and "`abc`" in page for page in pages.values())
     assert f"| {PATCH.name} | 0 | 40.0 % | repaired | backdoored |" in pages["reach.md"]
     for page in pages.values():
         tables = [text.splitlines() for text in page.split("\n\n") if text.startswith("|")]
         assert all(len({each.count("|") for each in lines}) == 1 for lines in tables)
-    assert capsys.readouterr().out.count("\n") == 5
+    assert capsys.readouterr().out.count("\n") == 6
     # The rows beside the pages write the same pages again.
     monkeypatch.setenv("LUSTRATE_BATTERY_CACHE", str(tmp_path / "results"))
     assert table.main(["--out", str(tmp_path / "again")]) == 0
@@ -202,3 +203,17 @@ def test_without_judgements_there_is_no_table(tmp_path, monkeypatch, capsys):
     assert "no judgements" in capsys.readouterr().err
     with pytest.raises(ValueError, match="'v9'"):
         boards.load(tmp_path, "v9")
+
+
+def test_a_held_out_attack_has_a_page_of_its_own_and_no_part_in_the_targets(tmp_path):
+    alone = board(tmp_path / "alone", *all_seeds(PATCH), configs=(PATCH,))
+    both = board(
+        tmp_path / "both", *all_seeds(PATCH), row(HELD_OUT, attack_success_after=0.9), configs=(PATCH, HELD_OUT)
+    )
+    bounds = [line for line in reach.lines(both) if line.what != "longest `auto` job on at most 2 cores"]
+    assert bounds == [line for line in reach.lines(alone) if line.what != "longest `auto` job on at most 2 cores"]
+    page = table.held_out_page(both)
+    assert "1 of 3 jobs with 500 clean images: ASR 90.0 % in the mean" in page
+    assert f"| {HELD_OUT.name} | 500 | 0 | 99.0 % | 90.0 % |" in page
+    assert "None was judged." in table.held_out_page(alone)
+    assert HELD_OUT.name in table.reach_page(both)  # it survives all the same

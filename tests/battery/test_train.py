@@ -99,8 +99,21 @@ def test_every_twin_precedes_its_models_and_every_name_and_key_is_its_own():
 def test_the_battery_holds_every_attack_at_every_rate_and_two_dozen_clean_models():
     models = [config for config in all_models() if config.dataset == "fashion_mnist"]
     assert sum(config.attack is None for config in models) >= 24
-    planted = [(str(config.options), config.attack, config.rate) for config in models if config.attack]
+    named = [config for config in models if config.attack in attacks.names()]
+    planted = [(str(config.options), config.attack, config.rate) for config in named]
     assert len(planted) == len(set(planted)) == 3 * len(attacks.names()) * 3
+
+
+def test_a_held_out_model_differs_from_every_other_in_attack_seed_and_width():
+    planted = [config for config in all_models() if config.attack and config.dataset == "fashion_mnist"]
+    held_out = [config for config in planted if config.attack in attacks.held_out_names()]
+    assert {config.attack for config in held_out} == set(attacks.held_out_names())
+    for config in held_out:
+        others = [other for other in planted if other not in held_out]
+        assert not any(
+            other.attack == config.attack or other.seed == config.seed or other.options == config.options
+            for other in others
+        )
 
 
 def test_a_changed_field_changes_the_key():
