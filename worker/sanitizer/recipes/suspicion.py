@@ -5,6 +5,7 @@ Shapes: T triggers.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,53 +108,88 @@ def bounds(triggers: Triggers) -> torch.Tensor:
 
 
 def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
-    """Whom to unlearn.
+    """Whom to unlearn, and how widely."""
+    taken = _whom(candidates, verdict)
+    triggers = functools.reduce(Triggers.join, (candidates[row].trigger for row in taken.rows))
+    bounds_T, taught_T = _how_far(triggers, candidates, taken)
+    return Suspicion(triggers, bounds_T, taught_T, taken.of_small_masks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """Rows of the candidates that are unlearnt.
+
+    Attributes:
+        rows: All of them, the surest first.
+        sure: Of classes that the verdict is sure of, or that are loud.
+        wide: The sure ones that are loud, or of a small mask.
+        strongest: Of the class of the strongest evidence, taken or not.
+        of_small_masks: As a `Suspicion` has it.
+    """
+
+    rows: list[int]
+    sure: list[int]
+    wide: list[int]
+    strongest: int
+    of_small_masks: bool
+
+
+def _whom(candidates: Sequence[Candidate], verdict: Verdict) -> _Taken:
+    """Choose the rows.
 
     Where the verdict is sure, its classes, and where it is so by loudness alone, those that are stronger than the loud;
     elsewhere the strongest, those that it names and those that are cheap to unlearn. Unless it is beyond doubt, those
     that are loud, or the loudest. Beside them those of a small mask, and the trigger that leads anywhere, if it was
     tried: where the verdict is sure of that one alone it may be all.
     """
-    strength_T, loudness_T, relief_T = strength(candidates), loudness(candidates), relief(candidates)
+    strength_T, relief_T = strength(candidates), relief(candidates)
     classes = [row for row, one in enumerate(candidates) if one.target != ANYWHERE]
     classes.sort(key=lambda row: -float(strength_T[row]))
+    anywhere = [row for row, one in enumerate(candidates) if one.target == ANYWHERE]
+    small = [row for row in classes if candidates[row].said.excess_prominence > SMALL]
     named = [row for row in classes if candidates[row].target in verdict.target_classes]
     strongest = float(strength_T[classes[0]])
-    in_doubt = strongest <= CERTAIN_STRENGTH
-    loud = [row for row in classes if in_doubt and float(loudness_T[row]) > LOUD_MEDIAN]
-    # Never empty: half of the classes are no dearer than the median.
-    loudest = max((row for row in classes if float(relief_T[row]) > DEAR), key=lambda row: float(loudness_T[row]))
-    if not loud and in_doubt and float(loudness_T[loudest]) > RATHER_LOUD:
-        loud = [loudest]
+    loud = _loud(candidates, classes) if strongest <= CERTAIN_STRENGTH else []
     is_sure = verdict.verdict == "backdoored"
     sure = [*(named if is_sure else []), *loud]
     close = [row for row in classes if float(strength_T[row]) >= strongest - CLOSE_TO_STRONGEST][:MAX_CLOSE]
-    cheap = [row for row in classes if float(relief_T[row]) > CHEAP]
-    small = [row for row in classes if candidates[row].said.excess_prominence > SMALL]
-    anywhere = [row for row, one in enumerate(candidates) if one.target == ANYWHERE]
-    likely = [*close, *named, *cheap]
+    likely = [*close, *named, *(row for row in classes if float(relief_T[row]) > CHEAP)]
     if is_sure and strongest <= BACKDOORED_STRENGTH and loud and not anywhere:
         likely = [row for row in close if float(strength_T[row]) > float(strength_T[loud].amax())]
     elif is_sure and (sure or anywhere):
         likely = []
-    rows = list(dict.fromkeys([*sure, *likely, *small, *anywhere]))
-    suspects = [candidates[row] for row in rows]
-    triggers = suspects[0].trigger
-    for one in suspects[1:]:
-        triggers = triggers.join(one.trigger)
-    bounds_T = taught_T = bounds(triggers)
+    return _Taken(
+        rows=list(dict.fromkeys([*sure, *likely, *small, *anywhere])),
+        sure=sure,
+        wide=[*loud, *(row for row in sure if row in small)],
+        strongest=classes[0],
+        of_small_masks=is_sure and (bool(loud) or all(row in small for row in named)),
+    )
+
+
+def _loud(candidates: Sequence[Candidate], classes: Sequence[int]) -> list[int]:
+    """Those of the classes that are loud, or else the loudest of those that are not dear, if it is rather loud."""
+    loudness_T, relief_T = loudness(candidates), relief(candidates)
+    loud = [row for row in classes if float(loudness_T[row]) > LOUD_MEDIAN]
+    # Never empty: half of the classes are no dearer than the median.
+    loudest = max((row for row in classes if float(relief_T[row]) > DEAR), key=lambda row: float(loudness_T[row]))
+    return loud or ([loudest] if float(loudness_T[loudest]) > RATHER_LOUD else [])
+
+
+def _how_far(triggers: Triggers, candidates: Sequence[Candidate], taken: _Taken) -> tuple[torch.Tensor, torch.Tensor]:
+    """The bounds that the repair must withstand and those of what is unlearnt, each (T,) pixels."""
+    bounds_T = bounds(triggers)
     # A mask that leads anywhere and is larger yet is what an object looks like. Where one was tried the masks of
     # classes are its shadows, and keep to their bounds too.
-    if not anywhere:
-        expected_T = torch.tensor([one.said.expected_size for one in suspects]).to(bounds_T)
-        wide = [*loud, *(row for row in sure if row in small)]
-        reaches_T = torch.tensor([row in wide for row in rows], device=bounds_T.device)
-        least = MIN_IMAGE_SHARE * triggers.amount_T1HW[0].numel()
-        least_T = torch.tensor([least if row in sure else 0.0 for row in rows]).to(bounds_T)
-        natural_T = torch.maximum(NATURAL_SHARE * expected_T, least_T)
-        bounds_T = torch.where(reaches_T, bounds_T, torch.minimum(bounds_T, natural_T))
-        strongest_T = torch.tensor([row == classes[0] for row in rows], device=bounds_T.device)
-        reaches_T = reaches_T | (strongest_T & expected_T.isinf())
-        taught_T = torch.where(reaches_T, REACH * bounds_T, bounds_T)
-    is_small = all(row in small for row in named)
-    return Suspicion(triggers, bounds_T, taught_T, is_sure and (bool(loud) or is_small))
+    if ANYWHERE in triggers.targets_T.tolist():
+        return bounds_T, bounds_T
+    expected_T = torch.tensor([candidates[row].said.expected_size for row in taken.rows]).to(bounds_T)
+    is_sure_T, is_wide_T, is_strongest_T = (
+        torch.tensor([row in rows for row in taken.rows], device=bounds_T.device)
+        for rows in (taken.sure, taken.wide, [taken.strongest])
+    )
+    least_T = MIN_IMAGE_SHARE * triggers.amount_T1HW[0].numel() * is_sure_T
+    natural_T = torch.maximum(NATURAL_SHARE * expected_T, least_T)
+    bounds_T = torch.where(is_wide_T, bounds_T, torch.minimum(bounds_T, natural_T))
+    reaches_T = is_wide_T | (is_strongest_T & expected_T.isinf())
+    return bounds_T, torch.where(reaches_T, REACH * bounds_T, bounds_T)
