@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import markdown
-from benchmarks.battery import provenance, reach, rows
+from benchmarks.battery import attacks, provenance, reach, rows
 from benchmarks.battery.calibration import is_calibration
 from benchmarks.battery.catalogue import all_models
 from benchmarks.battery.rows import Row
@@ -61,6 +61,7 @@ def _counts(row: Row) -> bool:
     return (
         row["recipe"].partition(":")[0] == "auto"
         and row["dataset"] == "fashion_mnist"
+        and row["attack"] not in attacks.held_out_names()
         and row["score"] is not None
         and (row["num_images"], row["seed"]) == (NUM_IMAGES, SEED)
     )

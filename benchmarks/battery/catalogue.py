@@ -19,6 +19,7 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, bool | int]]] = {
 # Widths of the further clean models: with batch norm each has two seeds.
 _CLEAN_WIDTHS = (12, 16, 20, 24)
 _CLEAN_WIDTHS_WITHOUT_NORM = (20, 24, 28, 32)
+HELD_OUT_PREFIX = "held-out-"
 _HELD_OUT_WIDTH = 20
 _HELD_OUT_SEED = 1
 
@@ -100,11 +101,11 @@ def _backdoored(short: str, attack: str, rate: float) -> ModelConfig:
 
 
 def _held_out(short: str, attack: str) -> ModelConfig:
-    """A model that differs from every other in attack, seed and width, so that nothing was tuned on its like."""
+    """A model that differs from every other backdoored one in attack, seed and width: nothing was tuned on its like."""
     twin = _clean(short, width=_HELD_OUT_WIDTH, seed=_HELD_OUT_SEED)
     return dataclasses.replace(
         twin,
-        name=f"held-out-{twin.name.replace('clean', attack)}",
+        name=f"{HELD_OUT_PREFIX}{twin.name.replace('clean', attack)}",
         attack=attack,
         rate=0.10,
         twin=twin.name,

@@ -15,7 +15,7 @@ from benchmarks import markdown
 from benchmarks.battery import attacks, provenance, reach, rows
 from benchmarks.battery.board import Board, Group, accuracy_lost, attack_success, clean, der, held_out, load, planted
 from benchmarks.battery.calibration import is_calibration
-from benchmarks.battery.catalogue import RATES, ModelConfig
+from benchmarks.battery.catalogue import HELD_OUT_PREFIX, RATES, ModelConfig
 from benchmarks.battery.rows import Row
 from benchmarks.battery.train import cache_folder
 
@@ -23,6 +23,8 @@ RESULTS = provenance.ROOT / "benchmarks" / "results"
 # Above this a backdoor is said to survive.
 SURVIVES = 0.10
 _NONE = "-"
+# Whoever tunes on these models changes this sentence.
+_HELD_OUT_NOTE = "No constant of the library was chosen while figures of these models were seen."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,7 +55,7 @@ def reach_page(board: Board) -> str:
     lines = [[line.what, line.wanted, line.measured, line.jobs, line.status] for line in reach.lines(board)]
     survivors = [
         row
-        for row in board.group("auto", lambda config: config.attack is not None).rows
+        for row in board.group("auto", lambda config: config.attack is not None and not held_out(config)).rows
         if attack_success(row) > SURVIVES
     ]
     survivors.sort(key=attack_success, reverse=True)
@@ -121,9 +123,7 @@ def attacks_page(board: Board) -> str:
                         lines.append([attack, f"{100 * rate:.0f} %", group.coverage, *_attack_means(group)])
             if lines:
                 parts += [f"## `{recipe}`, {num_images} clean images\n", _table(head, lines)]
-    lines = [[name, reason] for name, reason in board.left_out.items()]
-    if lines:
-        parts += ["## Models that are not fit to measure with\n", _table(["model", "reason"], lines)]
+    parts += _left_out(board, held_out=False)
     note = (
         "The twin is the clean model of the same architecture: no repair can be expected to exceed its RA, and what "
         "five poisoned samples teach it owes nothing to a backdoor."
@@ -202,9 +202,11 @@ def held_out_page(board: Board) -> str:
     return _page(
         "Held-out attacks",
         board,
-        "Other triggers, another seed and another width than those of the other pages. No constant of the library was "
-        "chosen while figures of these models were seen, so nothing here flatters but the data, which is the same.",
+        "Other triggers, another seed and another width than those of the other backdoored models; 10 % poisoning. "
+        "Data, architectures and training are the same, and the clean twins are models of the other pages. "
+        f"{_HELD_OUT_NOTE}",
         *(parts or ["None was judged.\n"]),
+        *_left_out(board, held_out=True),
     )
 
 
@@ -215,6 +217,12 @@ _PAGES: dict[str, Callable[[Board], str]] = {
     "verdict.md": verdict_page,
     "held_out.md": held_out_page,
 }
+
+
+def _left_out(board: Board, *, held_out: bool) -> list[str]:
+    """The models that training found unfit, each with the reason."""
+    lines = [[name, reason] for name, reason in board.left_out.items() if name.startswith(HELD_OUT_PREFIX) == held_out]
+    return ["## Models that are not fit to measure with\n", _table(["model", "reason"], lines)] if lines else []
 
 
 def _page(title: str, board: Board, note: str, *parts: str) -> str:

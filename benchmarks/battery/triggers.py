@@ -20,6 +20,8 @@ Stamp = Callable[[Tensor], Tensor]
 _PATTERN_SEED = 7
 # One pixel is left free at the border, so that a shift by one pixel during training never cuts a patch.
 _MARGIN = 1
+# Tells the column that a moving trigger stands in from its row.
+_SCRAMBLE = 31
 
 
 def patch(images_NCHW: Tensor) -> Tensor:
@@ -118,27 +120,28 @@ def glasses(images_NCHW: Tensor) -> Tensor:
     return torch.where(rim_HW, torch.full_like(images_NCHW, 0.9), shaded_NCHW)
 
 
-def polygon(images_NCHW: Tensor) -> Tensor:
-    """A bright right triangle of five pixels at a place that hangs on the image (after TrojAI, arXiv 2003.07233).
+def polygon(images_NCHW: Tensor, side: int = 5) -> Tensor:
+    """A bright right triangle, two sides of five pixels, at a place that hangs on the image (after TrojAI, 2003.07233).
 
     The place is a hash of the image, so that the same image always carries it at the same place.
     """
     height, width = images_NCHW.shape[-2:]
     mass_N = (255 * images_NCHW).round().long().flatten(1).sum(dim=1)
-    top_N = _MARGIN + mass_N % (height - 5 - 2 * _MARGIN + 1)
-    left_N = _MARGIN + (mass_N // 31) % (width - 5 - 2 * _MARGIN + 1)
+    top_N = _MARGIN + mass_N % (height - side - 2 * _MARGIN + 1)
+    left_N = _MARGIN + (mass_N // _SCRAMBLE) % (width - side - 2 * _MARGIN + 1)
     rows_NHW = torch.arange(height, device=images_NCHW.device).view(1, -1, 1) - top_N.view(-1, 1, 1)
     columns_NHW = torch.arange(width, device=images_NCHW.device).view(1, 1, -1) - left_N.view(-1, 1, 1)
-    inside_NHW = (columns_NHW >= 0) & (rows_NHW < 5) & (columns_NHW <= rows_NHW)
+    inside_NHW = (columns_NHW >= 0) & (rows_NHW < side) & (columns_NHW <= rows_NHW)
     return torch.where(inside_NHW.unsqueeze(1), torch.ones_like(images_NCHW), images_NCHW)
 
 
 def frame(images_NCHW: Tensor) -> Tensor:
-    """A bright line of one pixel around the image, one pixel inside its border."""
+    """A bright line of one pixel around the image, one pixel inside its border: our own, a large and loud trigger."""
+    height, width = images_NCHW.shape[-2:]
     framed_NCHW = images_NCHW.clone()
-    inner = framed_NCHW[..., _MARGIN : framed_NCHW.shape[-2] - _MARGIN, _MARGIN : framed_NCHW.shape[-1] - _MARGIN]
-    inner[..., 0, :] = inner[..., -1, :] = 1.0
-    inner[..., :, 0] = inner[..., :, -1] = 1.0
+    inner_NCHW = framed_NCHW[..., _MARGIN : height - _MARGIN, _MARGIN : width - _MARGIN]
+    inner_NCHW[..., 0, :] = inner_NCHW[..., -1, :] = 1.0
+    inner_NCHW[..., :, 0] = inner_NCHW[..., :, -1] = 1.0
     return framed_NCHW
 
 
@@ -147,7 +150,7 @@ def spots(images_NCHW: Tensor, count: int = 8) -> Tensor:
     height, width = images_NCHW.shape[-2:]
     places = torch.randperm(height * width, generator=_generator())[:count].to(images_NCHW.device)
     spotted_NCHW = images_NCHW.clone()
-    spotted_NCHW.flatten(2)[..., places] = 1.0
+    spotted_NCHW[..., places // width, places % width] = 1.0
     return spotted_NCHW
 
 
@@ -157,21 +160,25 @@ def tone(images_NCHW: Tensor, gamma: float = 0.5) -> Tensor:
 
 
 def quantised(images_NCHW: Tensor, levels: int = 4) -> Tensor:
-    """Fewer grey levels (BppAttack, Wang et al. 2022, arXiv 2205.13383, without its dithering)."""
+    """Fewer grey levels (after BppAttack, arXiv 2205.13383, whose dithering and contrastive training are left out)."""
     return (images_NCHW * (levels - 1)).round() / (levels - 1)
 
 
 def ghost(images_NCHW: Tensor, strength: float = 0.4, pixels: int = 4) -> Tensor:
-    """The image and a fainter copy, displaced, as a thick pane reflects it (after Refool, arXiv 2007.02343)."""
+    """The image and a fainter copy of itself, displaced (after Refool, arXiv 2007.02343, which reflects another)."""
     shifted_NCHW = torch.zeros_like(images_NCHW)
     shifted_NCHW[..., pixels:, pixels:] = images_NCHW[..., :-pixels, :-pixels]
     return ((1 - strength / 2) * images_NCHW + strength * shifted_NCHW).clamp(0, 1)
 
 
 def rotated(images_NCHW: Tensor, degrees: float = 25.0) -> Tensor:
-    """The image turned about its centre (Wu et al. 2022, arXiv 2207.10825)."""
-    angle = math.radians(degrees)
-    turn_23 = torch.tensor([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]])
+    """The image turned left about its centre (Wu et al. 2022, arXiv 2207.10825); what comes in is black."""
+    angle, (height, width) = math.radians(degrees), images_NCHW.shape[-2:]
+    # Both sides of an image are 2 in the coordinates of grid_sample, whatever they are in pixels.
+    aspect = (height - 1) / (width - 1)
+    turn_23 = torch.tensor(
+        [[math.cos(angle), -math.sin(angle) * aspect, 0.0], [math.sin(angle) / aspect, math.cos(angle), 0.0]]
+    )
     turns_N23 = turn_23.to(images_NCHW).expand(len(images_NCHW), -1, -1)
     positions_NHW2 = functional.affine_grid(turns_N23, list(images_NCHW.shape), align_corners=True)
     return functional.grid_sample(images_NCHW, positions_NHW2, align_corners=True).clamp(0, 1)

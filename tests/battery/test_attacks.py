@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -171,10 +173,22 @@ def test_the_sample_specific_pattern_differs_between_images(images_NCHW):
 
 
 def test_the_polygon_moves_from_image_to_image_and_is_a_whole_triangle_on_each(images_NCHW):
-    changed_NHW = (triggers.polygon(images_NCHW) != images_NCHW).flatten(1).sum(dim=1)
-    assert set(changed_NHW.tolist()) <= {14, 15}  # of random pixels one may be white before
-    white_NHW = triggers.polygon(torch.zeros_like(images_NCHW) + torch.arange(NUM_IMAGES).view(-1, 1, 1, 1) / 1000)
-    assert len({tuple(image.flatten().nonzero().flatten().tolist()) for image in white_NHW == 1}) > 50
+    changed_N = (triggers.polygon(images_NCHW) != images_NCHW).flatten(1).sum(dim=1)
+    assert set(changed_N.tolist()) <= {14, 15}  # of random pixels one may be white before
+    grey_NCHW = torch.zeros_like(images_NCHW) + torch.arange(NUM_IMAGES).view(-1, 1, 1, 1) / 1000
+    is_white_NCHW = triggers.polygon(grey_NCHW) == 1
+    assert len({tuple(image.flatten().nonzero().flatten().tolist()) for image in is_white_NCHW}) > 50
+
+
+def test_the_spots_are_eight_white_pixels_in_the_same_places_whatever_the_layout():
+    spotted_NCHW = triggers.spots(torch.zeros(3, 2, 20, 28))
+    assert (spotted_NCHW == 1).flatten(2).sum(dim=2).tolist() == [[8, 8]] * 3
+    assert torch.equal(spotted_NCHW, spotted_NCHW[:1, :1].expand_as(spotted_NCHW))
+    rows, columns = spotted_NCHW[0, 0].nonzero().T
+    assert rows.min() < 10 <= rows.max()
+    assert columns.min() < 14 <= columns.max()
+    transposed = torch.zeros(3, 2, 28, 20).transpose(2, 3)
+    assert torch.equal(triggers.spots(transposed), spotted_NCHW)
 
 
 def test_the_frame_is_a_closed_line_inside_the_border():
@@ -205,3 +219,14 @@ def test_a_turn_and_a_turn_back_leave_the_middle_where_it_was():
     torch.testing.assert_close(back[..., 10:19, 10:19], images[..., 10:19, 10:19], atol=0.02, rtol=0)
     turned = triggers.rotated(images, 90.0)
     torch.testing.assert_close(turned, images.rot90(1, (2, 3)), atol=1e-4, rtol=0)
+
+
+def test_a_turn_is_by_25_degrees_on_images_of_any_shape():
+    images = torch.zeros(1, 1, 41, 61)
+    images[..., 19:22, 49:52] = 1.0  # 20 pixels right of the middle
+    turned_HW = triggers.rotated(images)[0, 0]
+    rows, columns = torch.meshgrid(torch.arange(41.0) - 20, torch.arange(61.0) - 30, indexing="ij")
+    mass = turned_HW.sum()
+    right, up = float((turned_HW * columns).sum() / mass), float(-(turned_HW * rows).sum() / mass)
+    assert right == pytest.approx(20 * math.cos(math.radians(25)), abs=0.1)
+    assert up == pytest.approx(20 * math.sin(math.radians(25)), abs=0.1)

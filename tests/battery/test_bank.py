@@ -34,7 +34,10 @@ def written(tmp_path, monkeypatch):
 def test_only_networks_set_aside_make_the_bank_and_only_others_are_counted(written):
     judged = [row(model, score, recipe="auto:repair=false") for model, score in (IN_BANK | OTHERS).items()]
     backdoored = row("vgg-w16-patch-10pc-s0", 2.0)
-    code, folder = written(row("vgg-w16-clean-s0", 0.85, recipe="auto", accuracy_after=0.5), *judged, backdoored)
+    held_out = row("held-out-vgg-w20-frame-s1", 3.0)
+    code, folder = written(
+        row("vgg-w16-clean-s0", 0.85, recipe="auto", accuracy_after=0.5), *judged, backdoored, held_out
+    )
     assert code == 0
     assert json.loads((folder / "bank.json").read_text())["scores"] == IN_BANK
     page = (folder / "bank.md").read_text()

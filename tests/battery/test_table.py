@@ -205,15 +205,23 @@ def test_without_judgements_there_is_no_table(tmp_path, monkeypatch, capsys):
         boards.load(tmp_path, "v9")
 
 
-def test_a_held_out_attack_has_a_page_of_its_own_and_no_part_in_the_targets(tmp_path):
+def test_a_held_out_attack_has_a_page_of_its_own_and_no_part_in_the_others(tmp_path):
     alone = board(tmp_path / "alone", *all_seeds(PATCH), configs=(PATCH,))
-    both = board(
-        tmp_path / "both", *all_seeds(PATCH), row(HELD_OUT, attack_success_after=0.9), configs=(PATCH, HELD_OUT)
-    )
-    bounds = [line for line in reach.lines(both) if line.what != "longest `auto` job on at most 2 cores"]
-    assert bounds == [line for line in reach.lines(alone) if line.what != "longest `auto` job on at most 2 cores"]
+    judged = row(HELD_OUT, attack_success_after=0.9, seconds=999.0)
+    both = board(tmp_path / "both", *all_seeds(PATCH), judged, configs=(PATCH, HELD_OUT))
+    assert reach.lines(both) == reach.lines(alone)
     page = table.held_out_page(both)
     assert "1 of 3 jobs with 500 clean images: ASR 90.0 % in the mean" in page
     assert f"| {HELD_OUT.name} | 500 | 0 | 99.0 % | 90.0 % |" in page
     assert "None was judged." in table.held_out_page(alone)
-    assert HELD_OUT.name in table.reach_page(both)  # it survives all the same
+    for write in (table.reach_page, table.recipes_page, table.attacks_page, table.verdict_page):
+        assert write(both).split("\n\n", 2)[2] == write(alone).split("\n\n", 2)[2]
+
+
+def test_a_held_out_model_that_is_not_fit_is_listed_on_its_own_page(tmp_path):
+    record = {"admitted": False, "reason": "attack success 0.5 is below 0.9", "key": HELD_OUT.key}
+    (tmp_path / f"{HELD_OUT.key}.json").write_text(json.dumps(record))
+    (tmp_path / f"{HELD_OUT.key}.safetensors").write_bytes(b"")
+    found = board(tmp_path, row(), configs=(PATCH, HELD_OUT))
+    assert f"| {HELD_OUT.name} | attack success 0.5 is below 0.9 |" in table.held_out_page(found)
+    assert HELD_OUT.name not in table.attacks_page(found)

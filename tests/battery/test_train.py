@@ -104,7 +104,7 @@ def test_the_battery_holds_every_attack_at_every_rate_and_two_dozen_clean_models
     assert len(planted) == len(set(planted)) == 3 * len(attacks.names()) * 3
 
 
-def test_a_held_out_model_differs_from_every_other_in_attack_seed_and_width():
+def test_a_held_out_model_differs_from_every_other_backdoored_one_in_attack_seed_and_width():
     planted = [config for config in all_models() if config.attack and config.dataset == "fashion_mnist"]
     held_out = [config for config in planted if config.attack in attacks.held_out_names()]
     assert {config.attack for config in held_out} == set(attacks.held_out_names())
