@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import markdown
-from benchmarks.battery import attacks, provenance, reach, rows
+from benchmarks.battery import provenance, reach, rows
 from benchmarks.battery.calibration import is_calibration
-from benchmarks.battery.catalogue import all_models
+from benchmarks.battery.catalogue import all_models, is_held_out
 from benchmarks.battery.rows import Row
 from benchmarks.battery.train import cache_folder
 from worker.sanitizer.reference_bank import FILE_NAME, false_positive_rate
@@ -61,7 +61,7 @@ def _counts(row: Row) -> bool:
     return (
         row["recipe"].partition(":")[0] == "auto"
         and row["dataset"] == "fashion_mnist"
-        and row["attack"] not in attacks.held_out_names()
+        and not is_held_out(row["model"])
         and row["score"] is not None
         and (row["num_images"], row["seed"]) == (NUM_IMAGES, SEED)
     )

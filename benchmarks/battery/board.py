@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.battery import attacks, rows
-from benchmarks.battery.catalogue import ModelConfig, all_models
+from benchmarks.battery import rows
+from benchmarks.battery.catalogue import ModelConfig, all_models, is_held_out
 from benchmarks.battery.rows import Row
 from benchmarks.battery.train import read_record
 
@@ -120,13 +120,16 @@ def planted(*rates: float) -> Keep:
     Those of held-out attacks stand apart: see `held_out`.
     """
     return lambda config: (
-        config.attack in attacks.names() and config.rate in rates and config.dataset == "fashion_mnist"
+        config.attack is not None
+        and config.rate in rates
+        and config.dataset == "fashion_mnist"
+        and not held_out(config)
     )
 
 
 def held_out(config: ModelConfig) -> bool:
     """Take the models of attacks that nothing was tuned on."""
-    return config.attack in attacks.held_out_names()
+    return is_held_out(config.name)
 
 
 def clean(config: ModelConfig) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import re
 
 from benchmarks.battery import attacks
+from benchmarks.battery.catalogue import is_held_out
 
 _ARCHITECTURES = ("resnet", "vgg", "vgg-nobn")
 _NAME = re.compile(
@@ -21,9 +22,9 @@ def is_calibration(name: str) -> bool:
     A chessboard over architecture, attack and seed (for clean models architecture, width and seed) decides, so that
     about half of each kind lies on each side and every attack lies on both. The poisoning rate plays no part: models
     that differ in it alone are too alike to lie on two sides. The rule looks at the name and never at a figure; a name
-    of another form is decided by its digest, and that of a held-out attack is never for calibration.
+    of another form is decided by its digest, and a held-out model is never for calibration.
     """
-    if any(f"-{attack}-" in name for attack in attacks.held_out_names()):
+    if is_held_out(name):
         return False
     match = _NAME.fullmatch(name)
     if match is None:

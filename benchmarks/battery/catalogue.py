@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from benchmarks.battery import attacks
 
@@ -19,7 +18,8 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, bool | int]]] = {
 # Widths of the further clean models: with batch norm each has two seeds.
 _CLEAN_WIDTHS = (12, 16, 20, 24)
 _CLEAN_WIDTHS_WITHOUT_NORM = (20, 24, 28, 32)
-HELD_OUT_PREFIX = "held-out-"
+# Of the models of held-out attacks.
+_HELD_OUT_PREFIX = "held-out-"
 _HELD_OUT_WIDTH = 20
 _HELD_OUT_SEED = 1
 
@@ -70,6 +70,11 @@ def all_models() -> list[ModelConfig]:
     return models
 
 
+def is_held_out(name: str) -> bool:
+    """Return whether the model of this name is one that nothing may be tuned on."""
+    return name.startswith(_HELD_OUT_PREFIX)
+
+
 def _learning_rate(short: str) -> float:
     # Measured on clean models: without batch norm 0.003 gives 85 %, 0.02 gives 91 %.
     return 0.02 if short == "vgg-nobn" else 0.01
@@ -103,9 +108,9 @@ def _backdoored(short: str, attack: str, rate: float) -> ModelConfig:
 def _held_out(short: str, attack: str) -> ModelConfig:
     """A model that differs from every other backdoored one in attack, seed and width: nothing was tuned on its like."""
     twin = _clean(short, width=_HELD_OUT_WIDTH, seed=_HELD_OUT_SEED)
-    return dataclasses.replace(
+    return replace(
         twin,
-        name=f"{HELD_OUT_PREFIX}{twin.name.replace('clean', attack)}",
+        name=f"{_HELD_OUT_PREFIX}{twin.name.replace('clean', attack)}",
         attack=attack,
         rate=0.10,
         twin=twin.name,

@@ -15,7 +15,7 @@ from benchmarks import markdown
 from benchmarks.battery import attacks, provenance, reach, rows
 from benchmarks.battery.board import Board, Group, accuracy_lost, attack_success, clean, der, held_out, load, planted
 from benchmarks.battery.calibration import is_calibration
-from benchmarks.battery.catalogue import HELD_OUT_PREFIX, RATES, ModelConfig
+from benchmarks.battery.catalogue import RATES, ModelConfig, is_held_out
 from benchmarks.battery.rows import Row
 from benchmarks.battery.train import cache_folder
 
@@ -123,7 +123,7 @@ def attacks_page(board: Board) -> str:
                         lines.append([attack, f"{100 * rate:.0f} %", group.coverage, *_attack_means(group)])
             if lines:
                 parts += [f"## `{recipe}`, {num_images} clean images\n", _table(head, lines)]
-    parts += _left_out(board, held_out=False)
+    parts += _left_out(board, apart=False)
     note = (
         "The twin is the clean model of the same architecture: no repair can be expected to exceed its RA, and what "
         "five poisoned samples teach it owes nothing to a backdoor."
@@ -183,9 +183,9 @@ def held_out_page(board: Board) -> str:
                 _percent(attack_success(row)),
                 _points(accuracy_lost(row)),
                 _percent(row["robust_accuracy_after"]),
-                _NONE if row["robust_accuracy_twin"] is None else _percent(row["robust_accuracy_twin"]),
+                _percent_if_any(row["robust_accuracy_twin"]),
                 f"{der(row):.3f}",
-                _NONE if row["estimate"] is None else _percent(row["estimate"]),
+                _percent_if_any(row["estimate"]),
                 str(row["status"]),
                 str(row["verdict"]),
                 "yes" if _named(row, row["attack"]) else "no",
@@ -206,7 +206,7 @@ def held_out_page(board: Board) -> str:
         "Data, architectures and training are the same, and the clean twins are models of the other pages. "
         f"{_HELD_OUT_NOTE}",
         *(parts or ["None was judged.\n"]),
-        *_left_out(board, held_out=True),
+        *_left_out(board, apart=True),
     )
 
 
@@ -219,9 +219,9 @@ _PAGES: dict[str, Callable[[Board], str]] = {
 }
 
 
-def _left_out(board: Board, *, held_out: bool) -> list[str]:
-    """The models that training found unfit, each with the reason."""
-    lines = [[name, reason] for name, reason in board.left_out.items() if name.startswith(HELD_OUT_PREFIX) == held_out]
+def _left_out(board: Board, *, apart: bool) -> list[str]:
+    """The models that training found unfit, each with the reason: the held-out ones, or the others."""
+    lines = [[name, reason] for name, reason in board.left_out.items() if is_held_out(name) == apart]
     return ["## Models that are not fit to measure with\n", _table(["model", "reason"], lines)] if lines else []
 
 
@@ -294,7 +294,7 @@ def _attack_means(group: Group) -> list[str]:
 
 def _mean_of(group: Group, key: str) -> str:
     values = [row[key] for row in group.rows if row[key] is not None]
-    return _percent(fmean(values)) if values else _NONE
+    return _percent_if_any(fmean(values) if values else None)
 
 
 def _verdicts(group: Group) -> list[str]:
@@ -337,6 +337,10 @@ def _score(row: Row) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def _percent_if_any(share: float | None) -> str:
+    return _NONE if share is None else _percent(share)
 
 
 def _points(share: float) -> str:
