@@ -20,7 +20,7 @@ _KNOWN = frozenset(
     {
         *("schema_version", "spec", "architecture", "input", "accuracy", "attack_success", "split", "choice", "curve"),
         *("layers", "skipped_layers", "tensors", "files", "environment", "seconds", "warnings", "bias", "figures"),
-        *("verdict", "repair", "synthetic_attack_success", "comparison"),
+        *("verdict", "repair", "synthetic_attack_success", "caps", "comparison"),
     }
 )
 _FOLDER = Path(__file__).resolve().parent / "templates"

@@ -70,6 +70,9 @@ def _print_judgement(console: Console, report: Json) -> None:
     if rate is not None:
         console.print(f"of clean networks like those of the reference bank at most {rate:.0%} score so high")
     console.print(f"repair: {repair['status'].replace('_', ' ')}. {repair['reason']}")
+    caps = report.get("caps") or {}
+    if caps.get("status") not in (None, "not_attempted"):
+        console.print(f"activation caps: {caps['status'].replace('_', ' ')}. {caps['reason']}")
     estimate = report.get("synthetic_attack_success")
     if estimate is not None:
         before, after = (100 * estimate[key] for key in ("before", "after"))

@@ -52,3 +52,9 @@ def test_a_verdict_comes_with_its_rate_of_false_alarms_where_it_has_one():
     assert f"verdict: suspicious (class 3). Why. {rate} 21% score so high" in text
     assert rate not in printed(report(verdict=judged | {"calibrated_false_positive_rate": None}))
     assert rate not in printed(report())
+
+
+def test_caps_are_told_of_where_they_were_tried():
+    assert "activation caps: added. So and so." in printed(report(caps={"status": "added", "reason": "So and so."}))
+    for given in (report(), report(caps={"status": "not_attempted", "reason": "No."})):
+        assert "activation caps" not in printed(given)

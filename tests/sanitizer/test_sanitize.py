@@ -202,7 +202,7 @@ def test_auto_without_repair_judges_and_prunes(run, tmp_path, monkeypatch, files
             assert torch.equal(before[name][keep], after[name][keep]), "nothing was trained"
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "caps"])  # which needs a program
 def test_every_recipe_goes_the_whole_way_with_trigger_samples(run, tmp_path, monkeypatch, recipe):
     shorten(monkeypatch)
     report = run(tmp_path / "out", triggered="triggered", spec=SanitizeSpec(recipe=recipe))

@@ -117,6 +117,16 @@ def test_a_person_finds_what_matters():
     assert outline.open == []
 
 
+def test_caps_have_a_section_where_they_were_tried():
+    layers = [{"name": "conv1", "value": "relu", "num_channels": 8, "sha256": "ab" * 32}] * 3
+    caps = {"status": "added", "reason": "The <b>tightest</b>.", "deviations": 3.0, "curve": [], "layers": layers}
+    text = Outline(page(report() | {"caps": caps}).html.decode()).text
+    assert "Activation caps added The <b>tightest</b>." in text
+    assert "an operator more behind each of 3 layers" in text
+    for kept in ({"status": "not_attempted", "reason": "No."}, None):
+        assert "Activation caps" not in Outline(page(report() | {"caps": kept}).html.decode()).text
+
+
 def test_verdict_and_repair_come_before_the_figures():
     text = Outline(page(report()).html.decode()).text
     for words in (

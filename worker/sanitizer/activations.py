@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worker.sanitizer.moments import Moments
+from worker.sanitizer.moments import update as summed
 from worker.sanitizer.network import Network, Site
 
 NORMS = ("linf", "l1", "l2", "mean", "linf_over_l1", "linf_over_l2")
@@ -111,6 +113,29 @@ def profile(
         for pixels_NCHW in batches:
             network.observe(pixels_NCHW.to(network.device), observers)
             advance(len(pixels_NCHW))
+    return states
+
+
+def moments(network: Network, batches: Iterable[Tensor], sites: Sequence[Site]) -> dict[str, Moments]:
+    """Mean and variance of each channel's activations over images and positions, by site name.
+
+    Args:
+        network: The network.
+        batches: Pixels in [0, 1], (N, C, H, W) each, of any batch size.
+        sites: Which sites to look at.
+    """
+    states: dict[str, Moments] = {}
+
+    def observer(site: Site) -> Callable[[Tensor], None]:
+        def see(value: Tensor) -> None:
+            states[site.name] = summed(states.get(site.name), site.maps(value))
+
+        return see
+
+    observers = {site.tap: observer(site) for site in sites}
+    with torch.no_grad():
+        for pixels_NCHW in batches:
+            network.observe(pixels_NCHW.to(network.device), observers)
     return states
 
 

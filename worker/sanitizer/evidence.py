@@ -15,7 +15,7 @@ from worker.sanitizer import device
 from worker.sanitizer.activations import ChannelStatistics
 from worker.sanitizer.criteria import MAD_TO_STD
 from worker.sanitizer.network import Network
-from worker.sanitizer.report import Environment, FileDigest, Layer, NormSummary, TensorDigest
+from worker.sanitizer.report import CappedLayer, Environment, FileDigest, Layer, NormSummary, TensorDigest
 
 REPORTED_NORMS = ("linf", "l1", "l2")
 REPORTED_PACKAGES = ("safetensors", "onnx", "numpy", "pillow", "torchvision", "timm", "transformers")
@@ -95,6 +95,15 @@ def layers(
             )
         )
     return rows
+
+
+def capped(network: Network, caps: Mapping[str, Tensor]) -> list[CappedLayer]:
+    """The layers with bounded activations; `caps` are the bounds by what the file calls the value."""
+    return [
+        CappedLayer(name=site.name, value=value, num_channels=site.num_channels, sha256=tensor_sha256(caps[value]))
+        for site in network.sites
+        if (value := network.value_name(site)) in caps and value is not None
+    ]
 
 
 def environment(target: torch.device, seed: int) -> Environment:

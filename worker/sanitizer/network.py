@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from worker.sanitizer import batching
+from worker.sanitizer.capping import Caps
 from worker.sanitizer.errors import SanitizerError
 from worker.sanitizer.folding import folded
 from worker.sanitizer.memory_layout import put_channels_last
@@ -43,6 +44,7 @@ class Network:
 
     `quick` is a graph of the same function on the same tensors: calls run it, and observers see the other one.
     A graph made for `batch_size` images alone runs in padded chunks; callers never see the padding.
+    `caps` are bounds of activations, where there are any.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Network:
             **dict(graph.named_parameters(remove_duplicate=False)),
             **dict(graph.named_buffers(remove_duplicate=False)),
         }
+        self.caps = Caps(graph)
         device = next(iter(self.tensors.values())).device if self.tensors else torch.device("cpu")
         self._mean_1C11 = torch.tensor(input_spec.mean, device=device).view(1, -1, 1, 1)
         self._std_1C11 = torch.tensor(input_spec.std, device=device).view(1, -1, 1, 1)
@@ -116,6 +119,23 @@ class Network:
             for name, tensor in self.tensors.items():
                 if name in tensors:
                     tensor.copy_(tensors[name])
+
+    def value_name(self, site: Site) -> str | None:
+        """What the file calls the activations of this site, None where it has no place for bounds of them."""
+        sizes = shape(next(one for one in self.graph.graph.nodes if one.name == site.tap))
+        return self.caps.value_name(site.tap) if sizes and sizes[site.axis] == site.num_channels else None
+
+    def cap(self, caps: Mapping[str, Tensor]) -> None:
+        """Bound the activations of these sites from above, (C,) each, by nodes behind their taps.
+
+        The bounds are tensors of the network from then on, so that `load` brings others.
+        """
+        is_folded = self._quick is not self.graph
+        for site in self.sites:
+            if site.name in caps:
+                self.caps.put(site.tap, site.axis, caps[site.name].float().to(self.device))
+        self._quick = folded(self.graph) if is_folded else self.graph
+        self.tensors.update(self.caps.tensors())
 
     def last_conv(self) -> Site:
         """The convolution with the most convolutions on the way to it, the layer that the paper prunes.

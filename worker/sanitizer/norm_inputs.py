@@ -6,35 +6,12 @@ Shapes: N images, C channels, P positions of a map.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from worker.sanitizer.moments import Moments, update
 from worker.sanitizer.network import Network, Site
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Sums over images and positions of a site's norm input.
-
-    Attributes:
-        num_values: N·P.
-        total_C: Sum, float64.
-        squares_C: Sum of squares, float64.
-    """
-
-    num_values: int
-    total_C: Tensor
-    squares_C: Tensor
-
-    def mean(self) -> Tensor:
-        """(C,) float64."""
-        return self.total_C / self.num_values
-
-    def variance(self) -> Tensor:
-        """The biased variance, which a batch norm divides by: (C,) float64."""
-        return (self.squares_C / self.num_values - self.mean().square()).clamp_min(0.0)
 
 
 def moments(
@@ -58,13 +35,7 @@ def moments(
     states: dict[str, Moments] = {}
 
     def see(site: Site, maps_NCHW: Tensor) -> None:
-        flat_CP = maps_NCHW.detach().double().transpose(0, 1).flatten(1)
-        before = states.get(site.name)
-        total_C, squares_C = flat_CP.sum(dim=1), flat_CP.square().sum(dim=1)
-        if before is not None:
-            total_C, squares_C = before.total_C + total_C, before.squares_C + squares_C
-        seen = 0 if before is None else before.num_values
-        states[site.name] = Moments(seen + flat_CP.shape[1], total_C, squares_C)
+        states[site.name] = update(states.get(site.name), maps_NCHW)
 
     _show(network, batches, sites, see, advance)
     return states

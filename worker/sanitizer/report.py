@@ -212,6 +212,47 @@ class Repair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CapPoint:
+    """Caps of one tightness, judged on all images that are not held out.
+
+    `deviations` is k of mean + k · std; `worst_recall_drop` the largest loss of any class's recall against the suspect.
+    A point is `admissible` if it surely keeps the budget.
+    """
+
+    deviations: float
+    accuracy: float
+    worst_recall_drop: float
+    admissible: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CappedLayer:
+    """A layer whose activations are bounded: what the file calls the bounded value, and the bounds' SHA-256.
+
+    The digest is of float32 numbers, one for each of `num_channels`, in the order of the channels.
+    """
+
+    name: str
+    value: str
+    num_channels: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """Activation caps: operators and constants added to the file, which bound each channel from above.
+
+    The bound of a channel is its mean over clean images and positions plus `deviations` standard deviations.
+    """
+
+    status: Literal["added", "not_added", "not_attempted"]
+    reason: str
+    deviations: float | None = None
+    curve: list[CapPoint] = field(default_factory=list)
+    layers: list[CappedLayer] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonRow:
     """What one recipe makes of the suspect, on the images that the main one is scored on.
 
@@ -292,6 +333,7 @@ class Report:
     verdict: Verdict
     repair: Repair
     synthetic_attack_success: SyntheticAttackSuccess | None
+    caps: Caps
     bias: list[LayerBias] = field(default_factory=list)
     figures: list[FigureInfo] = field(default_factory=list)
     # The main recipe first; empty where there was nothing to compare it with.

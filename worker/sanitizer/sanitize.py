@@ -106,18 +106,23 @@ def sanitize(
         started = time.perf_counter()
         outcome = RECIPES[spec.recipe](comparison.workbench(case, spec, clock.phase))
         spent = time.perf_counter() - started
+        caps, bounds = case.network.caps.by_value(), case.network.caps.copies()
         with clock.phase("write"):
-            case.checkpoint.write(output_path, evidence.changed(case.checkpoint.tensors, suspect, case.network.tensors))
+            changed = evidence.changed(case.checkpoint.tensors, suspect, case.network.tensors)
+            case.checkpoint.write(output_path, changed, caps)
         with clock.phase("score_after"):
             # What is scored is the file: read it back as its user will.
             written = checkpoints.read(output_path)
             case.network.load(written.tensors)
-            after = scoring.score(case)
+            read = cases.load_network(output_path, architecture, input_spec, target)[1] if caps else case.network
+            after = scoring.score(dataclasses.replace(case, network=read))
         compared = []
         if spec.compare:
             main = comparison.row(case, spec.recipe, before, outcome, outcome.triggers, spent)
             compared = [main, *comparison.compare(case, spec, suspect, before, outcome.triggers, clock.phase)]
         with clock.phase("figures", 2) as advance:
+            case.network.caps.lift()
+            lifted = case.network.caps.copies()
             case.network.load(suspect)
             statistics = outcome.statistics or profile(
                 case.network, batched(case.profile.pixels_NCHW), case.network.sites
@@ -129,8 +134,8 @@ def sanitize(
                 budget = spec.selection.max_accuracy_drop if isinstance(spec.selection, AccuracyBudget) else None
                 exhibits = Exhibits(
                     network=case.network,
-                    before=case.checkpoint.tensors,
-                    after=written.tensors,
+                    before={**case.checkpoint.tensors, **lifted},
+                    after={**written.tensors, **bounds},
                     clean=case.holdout,
                     triggered=case.score,
                     target_class=case.target_class,
@@ -164,10 +169,11 @@ def sanitize(
         files=files,
         environment=evidence.environment(target, spec.seed),
         seconds=clock.seconds,
-        warnings=_warnings(case, digests),
+        warnings=_warnings(case, digests, capped=bool(caps)),
         verdict=outcome.verdict,
         repair=outcome.repair,
         synthetic_attack_success=outcome.estimate,
+        caps=dataclasses.replace(outcome.caps, layers=evidence.capped(case.network, caps)),
         bias=bias,
         figures=drawn,
         comparison=compared,
@@ -192,11 +198,16 @@ def _split(case: Case) -> Split:
     )
 
 
-def _warnings(case: Case, digests: Sequence[TensorDigest]) -> list[str]:
+def _warnings(case: Case, digests: Sequence[TensorDigest], *, capped: bool) -> list[str]:
     warnings = []
     rarest = int(torch.bincount(case.profile.labels, minlength=case.num_classes).min())
     if rarest < cases.FEW_PER_CLASS:
         warnings.append(f"The rarest class has {rarest} images to profile with; send more for a steadier result.")
     if not any(digest.changed for digest in digests):
         warnings.append("No tensor was changed: the checkpoint that comes back holds the weights that were sent.")
+    if capped:
+        warnings.append(
+            "Operators were added to the network: the file that comes back bounds activations. Ask for none with "
+            '"caps": false.'
+        )
     return warnings

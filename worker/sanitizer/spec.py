@@ -12,13 +12,14 @@ MAX_CLASSES = 100_000
 MAX_CHANNELS = 64
 MAX_SIDE = 4096
 MAX_NAME = 200
-MAX_COMPARED = 12
+MAX_COMPARED = 13
 
 ArchitectureSource = Literal["builtin", "torchvision", "timm", "transformers", "file"]
-Recipe = Literal[
-    "auto", "prune", "paper", "fine_pruning", "clp", "bnp", "anp", "rnp", "awm", "ft", "ft_sam", "nc_unlearn", "i_bau"
-]
 # fmt: off
+Recipe = Literal[
+    "auto", "prune", "paper", "caps", "fine_pruning", "clp", "bnp", "anp", "rnp", "awm", "ft", "ft_sam", "nc_unlearn",
+    "i_bau",
+]
 Criterion = Literal[
     "linf", "l1", "l2", "linf_over_l2", "mean", "lipschitz", "bn_divergence", "entropy", "adversarial_mask",
     "weight_mask", "unlearn_recover", "logit_contribution",
@@ -222,8 +223,11 @@ class SanitizeSpec:
 
     Attributes:
         recipe: `auto` judges, prunes, repairs and verifies; `prune` only prunes, by the fields below; `paper` is
-            `prune` as arXiv 2002.12162 is read here; the others are published baselines and ignore those fields.
+            `prune` as arXiv 2002.12162 is read here; `caps` bounds activations and does nothing else; the others are
+            published baselines and ignore those fields.
         repair: Whether `auto` trains after pruning.
+        caps: Whether `auto` that does not train may bound activations where triggers still work after pruning. That
+            adds operators to the file, so that only an exported program (.pt2) or an ONNX file can carry it.
         criterion: What ranks channels, for `auto` and `prune`; standardised inside each layer, and turned so that
             `descending` prunes the most suspicious first. `linf`, `l1`, `l2`, `linf_over_l2`: norms of the activation
             map on `inputs`. `mean`: mean activation on clean images, the quietest first (Fine-Pruning).
@@ -254,6 +258,7 @@ class SanitizeSpec:
 
     recipe: Recipe = "auto"
     repair: bool = True
+    caps: bool = True
     criterion: Criterion | list[Criterion] = "linf"
     aggregate: Aggregate = "mean"
     inputs: Inputs = "synthetic_difference"

@@ -74,28 +74,46 @@ def sweep(
         advance: Called with 1 after each mask.
     """
     points: list[SweepPoint] = []
-    first: tuple[Tensor, Tensor] | None = None
+    first: Answers | None = None
     for count in counts:
         bounded = min(count, len(ranking))
         with silenced(network, from_ranking(sites, ranking, bounded)):
             shares = [float(success(network, one, pixels_NCHW, labels_N).amax()) for one in triggers]
-            answers_NK = log_probabilities(network, pixels_NCHW)
-        predicted_N = answers_NK.argmax(dim=1)
-        label_N = answers_NK.gather(1, labels_N.unsqueeze(1)).squeeze(1).double().exp()
-        first = first or (predicted_N, label_N)
-        first_N, first_label_N = first
-        label_drop, label_error = mean_and_error(first_label_N - label_N)
-        point = SweepPoint(
-            count=bounded,
-            accuracy=float((predicted_N == labels_N).double().mean()),
-            success=max(shares, default=None),
-            recall_drop=worst_recall_drop(first_N, predicted_N, labels_N),
-            label_drop=label_drop,
-            label_error=label_error,
-        )
-        points.append(point)
+            now = answers(network, pixels_NCHW, labels_N)
+        first = first or now
+        points.append(compared(bounded, first, now, labels_N, max(shares, default=None)))
         advance(1)
     return points
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a network says to N images: the class, (N,) int64, and the probability of the label, (N,) float64."""
+
+    predicted_N: Tensor
+    label_N: Tensor
+
+
+def answers(network: Network, pixels_NCHW: Tensor, labels_N: Tensor) -> Answers:
+    """The network's answers to these images."""
+    answers_NK = log_probabilities(network, pixels_NCHW)
+    return Answers(
+        predicted_N=answers_NK.argmax(dim=1),
+        label_N=answers_NK.gather(1, labels_N.unsqueeze(1)).squeeze(1).double().exp(),
+    )
+
+
+def compared(count: int, first: Answers, now: Answers, labels_N: Tensor, share: float | None = None) -> SweepPoint:
+    """What answers to the same images say of a network that was changed; `share` is the triggers' success."""
+    label_drop, label_error = mean_and_error(first.label_N - now.label_N)
+    return SweepPoint(
+        count=count,
+        accuracy=float((now.predicted_N == labels_N).double().mean()),
+        success=share,
+        recall_drop=worst_recall_drop(first.predicted_N, now.predicted_N, labels_N),
+        label_drop=label_drop,
+        label_error=label_error,
+    )
 
 
 def worst_recall_drop(before_N: Tensor, after_N: Tensor, labels_N: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, Literal
 
 import torch
@@ -66,8 +67,13 @@ class Checkpoint:
             return onnx_model.sized(self.source, channels, height, width)
         return self.program
 
-    def write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    def write(
+        self, path: Path, tensors: Mapping[str, Tensor], caps: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> None:
         """Write the checkpoint with these tensors replaced; those not given keep their bytes.
+
+        `caps` are bounds of activations, by what the file calls the value that they are broadcast over; only a program
+        has such names.
 
         Format, wrapper, prefixes, order, metadata, ties, dtypes and parameters stay. The bytes depend on the upload
         and the tensors alone. The file appears under its name only when it is whole.
@@ -82,19 +88,20 @@ class Checkpoint:
         partial = path.with_name(path.name + ".part")
         try:
             with partial.open("wb") as file:
-                self._write(file, tensors)
+                self._write(file, tensors, caps)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 
-    def _write(self, file: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
+    def _write(self, file: BinaryIO, tensors: Mapping[str, Tensor], caps: Mapping[str, Tensor]) -> None:
+        assert not caps or self.program is not None
         on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         if isinstance(self.source, SafetensorsFile):
             safetensors_file.write(file, self.source, {self.prefix + name: on_cpu[name] for name in on_cpu})
         elif isinstance(self.source, ExportedProgram):
-            pt2.write(file, self.source, on_cpu)
+            pt2.write(file, self.source, on_cpu, caps)
         elif isinstance(self.source, OnnxModel):
-            onnx_model.write(file, self.source, on_cpu)
+            onnx_model.write(file, self.source, on_cpu, caps)
         elif isinstance(self.source, Repository):
             repository.write(file, self.source, on_cpu)
         else:

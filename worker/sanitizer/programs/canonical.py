@@ -23,6 +23,7 @@ def rewrite(graph: fx.Graph) -> None:
                 made = _first_result(graph, node)
             if made is not None:
                 for user in list(node.users):
+                    made.meta.update(user.meta)
                     user.replace_all_uses_with(made)
                     graph.erase_node(user)
                 graph.erase_node(node)

@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import onnx
@@ -13,7 +14,8 @@ import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
-from worker.sanitizer.programs import onnx_tensors, onnx_wire
+from worker.sanitizer.programs import onnx_caps, onnx_tensors, onnx_wire
+from worker.sanitizer.programs.onnx_caps import Edit
 from worker.sanitizer.programs.onnx_tensors import FileTensor
 from worker.sanitizer.programs.onnx_wire import Span, Survey
 from worker.sanitizer.refusals import (
@@ -100,16 +102,28 @@ def read(path: Path) -> OnnxFile:
         raise CorruptOnnxError("the file is not a whole ONNX model; save and upload it again") from error
 
 
-def write(file: BinaryIO, source: OnnxFile, tensors: Mapping[str, Tensor]) -> None:
-    """Write the file again with the bytes of these tensors (of their own shape and dtype) in place of the old ones."""
-    patches = sorted((_start(source, name), tensor) for name, tensor in tensors.items()) if tensors else []
-    position = 0
-    for start, tensor in patches:
-        _copy(file, source.data[position:start])
+def write(
+    file: BinaryIO, source: OnnxFile, tensors: Mapping[str, Tensor], caps: Mapping[str, Tensor] = MappingProxyType({})
+) -> None:
+    """Write the file again with the bytes of these tensors (of their own shape and dtype) in place of the old ones.
+
+    `caps` are bounds of activations by the names of their values, for which nodes are added.
+    """
+    edits = onnx_caps.edits(source.data, _names(source), caps) if caps else []
+    for name, tensor in tensors.items():
         values = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        file.write(values)
-        position = start + len(values)
+        edits.append(Edit(start := _start(source, name), start + len(values), values))
+    position = 0
+    for edit in sorted(edits, key=lambda edit: (edit.start, edit.stop)):
+        _copy(file, source.data[position : edit.start])
+        file.write(edit.data)
+        position = edit.stop
     _copy(file, source.data[position:])
+
+
+def _names(source: OnnxFile) -> set[str]:
+    of_nodes = {name for node in source.nodes for name in (*node.inputs, *node.outputs)}
+    return {*source.tensors, *of_nodes, source.input}
 
 
 def _start(source: OnnxFile, name: str) -> int:

@@ -178,5 +178,5 @@ def _is(number: float, wanted: float) -> bool:
 def _call(graph: fx.Graph, before: fx.Node, target: object, arguments: tuple[object, ...]) -> fx.Node:
     with graph.inserting_before(before):
         node = graph.call_function(target, arguments)  # type: ignore[arg-type]
-    node.meta["shape"] = before.meta["shape"]
+    node.meta.update(before.meta)  # It takes the place of a node of the same value.
     return node

@@ -8,8 +8,11 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 
+import onnx
+import torch
 from torch import fx
 
+from worker.sanitizer.capping import VALUE_NAME
 from worker.sanitizer.programs import (
     onnx_constants,
     onnx_elementwise,
@@ -37,6 +40,7 @@ _OPERATORS: dict[str, Handler] = {
     **onnx_constants.operators(),
 }
 # The order of the classes does not change under these, and what lies before them are logits.
+_OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 _MONOTONE = ("Softmax", "LogSoftmax")
 
 
@@ -87,12 +91,12 @@ def _build(file: OnnxFile, batches: tuple[int, ...]) -> Imported:
     values = {file.input: _images(builder, file)}
     alive = _alive(file)
     uses = Counter(name for node in alive for name in node.inputs) + Counter([file.output])
-    output = file.output
+    output, is_float32 = file.output, _is_float32(file)
     for node in alive:
         if output in node.outputs and node.op in _MONOTONE and _is_over_classes(file, node, values):
             values[output] = values[node.inputs[0]]
             continue
-        _run(builder, file, node, values, uses)
+        _run(builder, file, node, values, uses, is_float32=is_float32)
     if output not in values:
         values[output] = builder.file_tensor(output)
     logits = values[output]
@@ -135,13 +139,23 @@ def _alive(file: OnnxFile) -> list[OnnxNode]:
     return alive[::-1]
 
 
+def _is_float32(file: OnnxFile) -> bool:
+    """Whether no floating-point number of the file is of another kind, so that every activation is in float32."""
+    stored = (one.tensor.dtype for one in file.tensors.values() if one.tensor.is_floating_point())
+    return all(dtype is torch.float32 for dtype in stored) and not any(
+        node.op in ("Cast", "CastLike") and node.attributes.get("to") in _OTHER_FLOATS for node in file.nodes
+    )
+
+
 def _is_over_classes(file: OnnxFile, node: OnnxNode, values: dict[str, Value]) -> bool:
     axis = node.attributes.get("axis", -1 if file.opset >= 13 else 1)
     source = values.get(node.inputs[0]) if node.inputs else None
     return source is not None and source.rank == 2 and axis in {1, -1}
 
 
-def _run(builder: Builder, file: OnnxFile, node: OnnxNode, values: dict[str, Value], uses: Counter[str]) -> None:
+def _run(
+    builder: Builder, file: OnnxFile, node: OnnxNode, values: dict[str, Value], uses: Counter[str], *, is_float32: bool
+) -> None:
     handler = _OPERATORS.get(node.op)
     if handler is None:
         raise OnnxOperatorError(
@@ -160,6 +174,8 @@ def _run(builder: Builder, file: OnnxFile, node: OnnxNode, values: dict[str, Val
     results = result if isinstance(result, list) else [result]
     for index, name in enumerate(node.outputs):
         if index < len(results):
-            values[name] = results[index]
+            values[name] = made = results[index]
+            if is_float32 and made.node is not None and made.node.op == "call_function":
+                made.node.meta.setdefault(VALUE_NAME, name)
         elif uses[name]:
             raise builder.refusal(f"has an output {index} that is not supported")

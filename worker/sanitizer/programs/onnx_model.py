@@ -60,11 +60,13 @@ def sized(source: OnnxModel, channels: int, height: int, width: int) -> Program:
     return onnx_import.to_program(onnx_import.with_size(source.file, channels, height, width)).program
 
 
-def write(file: BinaryIO, source: OnnxModel, changed: Mapping[str, Tensor]) -> None:
-    """Write the file again, with the bytes of these tensors in place of the old ones and every other byte as it was."""
-    onnx_file.write(
-        file, source.file, {source.origins[name].name: _in_file(source, name, changed[name]) for name in changed}
-    )
+def write(file: BinaryIO, source: OnnxModel, changed: Mapping[str, Tensor], caps: Mapping[str, Tensor]) -> None:
+    """Write the file again, with the bytes of these tensors in place of the old ones and every other byte as it was.
+
+    `caps` are bounds of activations by the names of their values, for which nodes are added.
+    """
+    tensors = {source.origins[name].name: _in_file(source, name, changed[name]) for name in changed}
+    onnx_file.write(file, source.file, tensors, caps)
 
 
 def _in_file(source: OnnxModel, name: str, tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ places where those bytes lie, so that they can be mapped, and later overwritten,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx
@@ -105,6 +106,25 @@ def survey(data: memoryview) -> Survey:
     return walk.found
 
 
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of a message: its number, its first byte, where what it holds begins, and one past its last byte."""
+
+    number: int
+    begin: int
+    payload: int
+    stop: int
+
+
+def fields(data: memoryview, start: int, stop: int) -> Iterator[Field]:
+    """The fields of the message from `start` to `stop`, in order, of a file that `survey` accepted."""
+    walk = _Walk(data)
+    while start < stop:
+        number, _, payload, end = walk.field(start, stop)
+        yield Field(number, start, payload, end)
+        start = end
+
+
 class _Walk:
     def __init__(self, data: memoryview) -> None:
         self.data = data
@@ -138,7 +158,7 @@ class _Walk:
             child = known.message_type
             assert child is not None
             content = self.child(kind.name, number, child, payload, position, depth)
-            chunks += [_varint_bytes(number << 3 | _BYTES), _varint_bytes(len(content)), content]
+            chunks += [varint_bytes(number << 3 | _BYTES), varint_bytes(len(content)), content]
         result = b"".join(chunks)
         if len(result) > MAX_SKELETON_BYTES:
             raise OnnxTooComplexError(
@@ -226,7 +246,8 @@ class _Walk:
         raise _corrupt(f"byte {position} begins no number")
 
 
-def _varint_bytes(value: int) -> bytes:
+def varint_bytes(value: int) -> bytes:
+    """A whole number as protobuf writes it."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

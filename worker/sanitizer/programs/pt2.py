@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from worker.sanitizer.programs import pt2_archive as archive
+from worker.sanitizer.programs import pt2_caps, pt2_graph
 from worker.sanitizer.programs import pt2_document as documents
-from worker.sanitizer.programs import pt2_graph
 from worker.sanitizer.programs.program import Program, hold
 from worker.sanitizer.programs.pt2_archive import Pt2File
 from worker.sanitizer.refusals import CorruptProgramError
@@ -77,13 +77,18 @@ def read(path: Path) -> ExportedProgram:
     )
 
 
-def write(file: BinaryIO, source: ExportedProgram, changed: Mapping[str, Tensor]) -> None:
+def write(file: BinaryIO, source: ExportedProgram, changed: Mapping[str, Tensor], caps: Mapping[str, Tensor]) -> None:
     """Write the archive again around changed weights.
+
+    `caps` are bounds of activations by the names of their values, for which calls and constants are added.
 
     Raises:
         TiedTensorsDisagreeError: two names share memory but were given different values.
     """
-    archive.write(file, source.file, changed, source.sample_inputs)
+    others = pt2_caps.members(source.file, caps) if caps else {}
+    archive.write(
+        file, source.file, changed, {f"data/sample_inputs/{source.file.model}.pt": source.sample_inputs, **others}
+    )
 
 
 def _sample_inputs(document: documents.Document, sizes: tuple[int | None, ...]) -> bytes:

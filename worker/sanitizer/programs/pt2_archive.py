@@ -88,19 +88,18 @@ def read(path: Path) -> Pt2File:
     return Pt2File(root, model, members, view, weights, constants)
 
 
-def write(file: BinaryIO, source: Pt2File, changed: Mapping[str, Tensor], sample_inputs: bytes) -> None:
-    """Write the archive again: same members in the same order, other bytes in weights that changed.
+def write(file: BinaryIO, source: Pt2File, changed: Mapping[str, Tensor], others: Mapping[str, bytes]) -> None:
+    """Write the archive again: same members in the same order, other bytes in weights that changed and in `others`.
+
+    Those of `others` that the archive lacks come last.
 
     Raises:
         TiedTensorsDisagreeError: two names share memory but were given different values.
     """
     patched = _patched(source, changed)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name in source.members:
-            if name == f"data/sample_inputs/{source.model}.pt":
-                data: bytes | bytearray = sample_inputs
-            else:
-                data = patched.get(name) or source.bytes_of(name)
+        for name in dict.fromkeys([*source.members, *others]):
+            data = others.get(name) or patched.get(name) or source.bytes_of(name)
             _append(archive, file, f"{source.root}/{name}", data)
 
 

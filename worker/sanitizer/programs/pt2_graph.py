@@ -12,11 +12,13 @@ from typing import Any
 from torch import fx, nn
 from torch._ops import OpOverload
 
+from worker.sanitizer.capping import VALUE_NAME
 from worker.sanitizer.programs import canonical, operators
 from worker.sanitizer.programs import pt2_arguments as arguments
 from worker.sanitizer.programs import pt2_document as documents
 from worker.sanitizer.programs.ancestry import Ancestry
 from worker.sanitizer.programs.pt2_document import Document
+from worker.sanitizer.programs.pt2_tensors import FLOAT32
 from worker.sanitizer.refusals import (
     CorruptProgramError,
     CustomObjectError,
@@ -41,6 +43,8 @@ class _Builder:
 
     graph: fx.Graph = field(default_factory=fx.Graph)
     values: dict[str, fx.Node | None] = field(default_factory=dict)
+    # The names of values that the file says are in float32; a bound that is added to the file must be of their kind.
+    float32: frozenset[str] = frozenset()
     images: fx.Node = field(init=False)
     of_images: Ancestry = field(init=False)
 
@@ -53,6 +57,8 @@ class _Builder:
         if known in self.values:
             raise CorruptProgramError(f"the program defines {known[:80]!r} twice; export it again")
         self.values[known] = node
+        if known in self.float32 and node is not None and node.op == "call_function":
+            node.meta[VALUE_NAME] = known
 
     def value(self, name: object) -> fx.Node:
         known = documents.text(name, "a value's name")
@@ -75,7 +81,7 @@ def build(program: Document, root: nn.Module, tensors: Collection[str]) -> tuple
     """
     module = program["graph_module"]
     graph, signature = module["graph"], documents.fields(module.get("signature"), "signature")
-    builder = _Builder()
+    builder = _Builder(float32=_float32(graph))
     images = _define_inputs(builder, graph, signature, tensors)
     nodes = documents.items(graph.get("nodes"), "nodes")
     if len(nodes) > MAX_NODES:
@@ -87,6 +93,13 @@ def build(program: Document, root: nn.Module, tensors: Collection[str]) -> tuple
     canonical.rewrite(builder.graph)
     _erase_unused(builder.graph)
     return fx.GraphModule(root, builder.graph), images
+
+
+def _float32(graph: Document) -> frozenset[str]:
+    described = documents.fields(graph.get("tensor_values"), "tensor_values")
+    return frozenset(
+        name for name, meta in described.items() if documents.fields(meta, "tensor_values").get("dtype") == FLOAT32
+    )
 
 
 def _erase_unused(graph: fx.Graph) -> None:

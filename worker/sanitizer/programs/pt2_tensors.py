@@ -28,6 +28,7 @@ from worker.sanitizer.safetensors_file import refuse_absurd
 
 MAX_TENSORS = 20_000
 # torch.export's numbers of dtypes (ScalarType in its schema).
+FLOAT32 = 7
 DTYPES = {
     1: torch.uint8,
     2: torch.int8,
@@ -35,7 +36,7 @@ DTYPES = {
     4: torch.int32,
     5: torch.int64,
     6: torch.float16,
-    7: torch.float32,
+    FLOAT32: torch.float32,
     8: torch.float64,
     12: torch.bool,
     13: torch.bfloat16,

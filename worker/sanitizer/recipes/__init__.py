@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from worker.sanitizer.recipes.activation_caps import caps
 from worker.sanitizer.recipes.anp import anp
 from worker.sanitizer.recipes.auto import auto
 from worker.sanitizer.recipes.awm import awm
@@ -18,6 +19,7 @@ RECIPES: dict[str, Recipe] = {
     "auto": auto,
     "prune": prune,
     "paper": paper,
+    "caps": caps,
     "fine_pruning": fine_pruning,
     "clp": clp,
     "bnp": bnp,

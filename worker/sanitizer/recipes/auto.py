@@ -21,6 +21,7 @@ from worker.sanitizer.inspection import (
     standing_out,
 )
 from worker.sanitizer.masks import Mask
+from worker.sanitizer.recipes.activation_caps import cap_pruned, carriers
 from worker.sanitizer.recipes.cut_off import cut_off
 from worker.sanitizer.recipes.prune import prune_with
 from worker.sanitizer.recipes.scope import in_scope
@@ -28,7 +29,7 @@ from worker.sanitizer.recipes.suspicion import Bounded, Suspicion, bounds, suspe
 from worker.sanitizer.recipes.thresholds import limits_of
 from worker.sanitizer.recipes.trials import try_targets
 from worker.sanitizer.recipes.walk_back import is_finite, right, walk_back, within_budget
-from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
+from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, NOT_CAPPED, Outcome, Workbench
 from worker.sanitizer.repair import Course, Snapshot, chances, snapshot, unlearn
 from worker.sanitizer.report import Repair, RepairStatus, SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget
@@ -83,6 +84,8 @@ _REASONS: dict[RepairStatus, str] = {
 _STILL_REACHED = (
     "But a faint change of the whole image still leads to class {}, as to no other: the target may be that one."
 )
+_NOT_NEEDED = "No synthesised trigger works after pruning, so no activation was bounded."
+_NO_PLACE = "Triggers still work after pruning, and a file of weights alone carries no bounds of activations."
 _NOT_SURE = "But the verdict is sure of no class: a backdoor of one that was not suspected may be left."
 
 
@@ -110,9 +113,22 @@ def auto(bench: Workbench) -> Outcome:
         reason = "The network was judged clean; it was pruned because a fixed pruning was asked for."
         return dataclasses.replace(outcome, repair=Repair(status="not_attempted", reason=reason))
     if not spec.repair:
-        repair = dataclasses.replace(NOT_ATTEMPTED, reason="The specification asks for pruning alone.")
-        return dataclasses.replace(outcome, repair=repair, estimate=_estimate(bench, outcome, suspicion))
+        repair = dataclasses.replace(NOT_ATTEMPTED, reason="The specification asks for no training.")
+        outcome = dataclasses.replace(outcome, repair=repair, estimate=_estimate(bench, outcome, suspicion))
+        return _capped(bench, outcome, before, suspicion) if spec.caps and budget is not None else outcome
     return _repair(bench, outcome, before, findings, suspicion, budget)
+
+
+def _capped(bench: Workbench, outcome: Outcome, before: Snapshot, suspicion: Suspicion) -> Outcome:
+    """Bound activations where pruning left triggers that work and the file can carry bounds."""
+    assert outcome.estimate is not None
+    if outcome.estimate.after <= REPAIRED_AT or not carriers(bench.network):
+        reason = _NOT_NEEDED if outcome.estimate.after <= REPAIRED_AT else _NO_PLACE
+        return dataclasses.replace(outcome, caps=dataclasses.replace(NOT_CAPPED, reason=reason))
+    outcome = cap_pruned(bench, outcome, before)
+    if outcome.caps.status != "added":
+        return outcome
+    return dataclasses.replace(outcome, estimate=_estimate(bench, outcome, suspicion))
 
 
 def _prune(bench: Workbench, suspicion: Suspicion) -> Outcome:

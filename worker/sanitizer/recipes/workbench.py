@@ -14,11 +14,12 @@ from worker.sanitizer.criteria import Scores
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.network import Network
-from worker.sanitizer.report import Choice, CurvePoint, Repair, SyntheticAttackSuccess, Verdict
+from worker.sanitizer.report import Caps, Choice, CurvePoint, Repair, SyntheticAttackSuccess, Verdict
 from worker.sanitizer.spec import SanitizeSpec
 
 NOT_JUDGED = Verdict(verdict="not_judged", reason="This recipe does not judge.")
 NOT_ATTEMPTED = Repair(status="not_attempted", reason="This recipe has no training step of its own, or was not asked.")
+NOT_CAPPED = Caps(status="not_attempted", reason="This recipe does not bound activations, or was not asked to.")
 
 # phase(name, total) times a step and announces it; what it yields is called with the size of each part done.
 Phase = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -64,6 +65,7 @@ class Outcome:
         verdict: What the recipe thinks of the suspect.
         repair: The training step, where there was one.
         estimate: Success of synthesised triggers before and after.
+        caps: Bounds of activations; the report adds which layers of the file have them.
     """
 
     choice: Choice
@@ -76,6 +78,7 @@ class Outcome:
     verdict: Verdict = NOT_JUDGED
     repair: Repair = NOT_ATTEMPTED
     estimate: SyntheticAttackSuccess | None = None
+    caps: Caps = NOT_CAPPED
 
 
 Recipe = Callable[[Workbench], Outcome]

@@ -1,0 +1,13 @@
+"""Names for what is added to a program, none of which is taken."""
+
+from __future__ import annotations
+
+import itertools
+
+
+def fresh(wanted: str, taken: set[str]) -> str:
+    """The wanted name, with a number behind it where it is taken; it is taken from then on."""
+    numbered = (f"{wanted}_{number}" for number in itertools.count(1))
+    name = next(one for one in itertools.chain([wanted], numbered) if one not in taken)
+    taken.add(name)
+    return name
