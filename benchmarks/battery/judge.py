@@ -13,7 +13,6 @@ import argparse
 import fnmatch
 import hashlib
 import json
-import shutil
 import sys
 import tempfile
 import time
@@ -21,14 +20,14 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 
 from benchmarks.battery import metrics, provenance, rows
 from benchmarks.battery.catalogue import ModelConfig, all_models
 from benchmarks.battery.train import cache_folder, evaluate, read_record
-from benchmarks.battery.trial import Trial, prepare, reactivated
+from benchmarks.battery.trial import WEIGHTS, Form, Trial, prepare, reactivated
 from worker.sanitizer.errors import InvalidSpecError, SanitizerError
 from worker.sanitizer.report import Report, to_json
 from worker.sanitizer.sanitize import sanitize
@@ -41,7 +40,12 @@ DEFAULT = "default"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One sanitization to judge. `recipe` is a name, or a name and fields of the specification: see `make_spec`."""
+    """One sanitization to judge.
+
+    Attributes:
+        recipe: A name, or a name and fields of the specification (see `make_spec`); with `@pt2` behind it the model is
+            sent as an exported program, which can carry activation caps, in place of weights alone.
+    """
 
     config: ModelConfig
     recipe: str
@@ -53,13 +57,31 @@ class Job:
     @property
     def spec(self) -> SanitizeSpec:
         """The specification that the product is given."""
-        return make_spec(self.recipe, seed=self.seed, device=self.device)
+        return make_spec(self.recipe.partition("@")[0], seed=self.seed, device=self.device)
+
+    @property
+    def form(self) -> Form:
+        """What the model is sent as."""
+        return form_of(self.recipe)
 
     @property
     def id(self) -> str:
         """A digest of all that decides the figures."""
         parts = [self.config.key, self.recipe, self.seed, self.num_images, asdict(self.spec), self.library]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def form_of(recipe: str) -> Form:
+    """Return what the model is sent as, which stands behind the recipe's `@`.
+
+    Raises:
+        InvalidSpecError: it is nothing that models are sent as.
+    """
+    named = recipe.partition("@")[2] or WEIGHTS
+    form = next((one for one in get_args(Form) if one == named), None)
+    if form is None:
+        raise InvalidSpecError(f"models are sent as {' or '.join(get_args(Form))}, not as {named!r}")
+    return cast("Form", form)
 
 
 def make_spec(recipe: str, *, seed: int, device: str) -> SanitizeSpec:
@@ -92,15 +114,16 @@ def judge(job: Job, trial: Trial) -> rows.Row:
     """
     with tempfile.TemporaryDirectory(prefix="lustrate-judge-") as name:
         scratch = Path(name)
-        suspect, clean_set, output = scratch / "suspect.safetensors", scratch / "clean.npz", scratch / "out.safetensors"
-        shutil.copyfile(trial.checkpoint, suspect)
+        suspect, output = (scratch / f"{what}.{job.form}" for what in ("suspect", "out"))
+        clean_set = scratch / "clean.npz"
+        trial.write_model(suspect)
         trial.write_clean_set(clean_set)
         started = time.perf_counter()
         report = sanitize(
             checkpoint_path=suspect,
             clean_path=clean_set,
             output_path=output,
-            architecture=trial.architecture,
+            architecture=trial.declared(job.form),
             input_spec=trial.input_spec,
             spec=job.spec,
         )
@@ -205,7 +228,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="name the jobs and their state, and run nothing")
     parser.add_argument("--only", default="*", help="a pattern of model names, such as 'resnet-*-10pc-*'")
-    parser.add_argument("--recipes", default="auto", help="names, or NAME:field=value, separated by commas")
+    parser.add_argument(
+        "--recipes",
+        default="auto",
+        help="names, or NAME:field=value, or either with @pt2 behind it, separated by commas",
+    )
     parser.add_argument("--seeds", default="0", help="seeds of the clean set and of the product, such as 0,1,2")
     parser.add_argument("--clean-images", type=int, default=500)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's choice")
@@ -225,7 +252,8 @@ def main(arguments: list[str] | None = None) -> int:
     recipes = options.recipes.split(",")
     try:
         for recipe in recipes:
-            make_spec(recipe, seed=0, device=options.device)
+            form_of(recipe)
+            make_spec(recipe.partition("@")[0], seed=0, device=options.device)
     except InvalidSpecError as error:
         print(error, file=sys.stderr)
         return 2

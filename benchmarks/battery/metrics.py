@@ -8,6 +8,7 @@ Shape legend: N images, C channels, H height, W width.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,7 +95,10 @@ def reactivate(network: nn.Module, dataset: Dataset, images_NCHW: Tensor, labels
 
     Every parameter is trained; batch norm keeps its stored statistics.
     """
-    network = copy.deepcopy(network).eval()
+    with warnings.catch_warnings():
+        # Torch's own, at its own class of an exported program's inputs.
+        warnings.simplefilter("ignore", FutureWarning)
+        network = copy.deepcopy(network).eval()
     generator = torch.Generator().manual_seed(seed)
     clean = data.subset(dataset.train_labels_N, REACTIVATION_CLEAN_SAMPLES, seed)
     images_NCHW = torch.cat([images_NCHW, dataset.train_images_NCHW[clean].float() / 255])

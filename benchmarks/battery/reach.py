@@ -27,6 +27,8 @@ BASELINE_SEEDS = (0,)
 # Of several seeds of one model only the first counts for the verdict: its Wilson interval needs independent cases.
 VERDICT_SEEDS = (0,)
 PRUNE_ONLY = "auto:repair=false"
+# The same of a file that can carry activation caps.
+PRUNE_AND_CAP = f"{PRUNE_ONLY}@pt2"
 PATCH_ATTACKS = ("patch", "checker", "all_to_all", "two_triggers")
 MAIN = planted(0.10, 0.05)
 # Float noise of differences between figures of four digits.
@@ -145,11 +147,14 @@ def _fewer_images(board: Board) -> list[Line]:
 
 
 def _prune_only(board: Board) -> list[Line]:
-    group = board.group(PRUNE_ONLY, lambda config: MAIN(config) and config.attack in PATCH_ATTACKS)
-    return [
-        _bound("prune only, patch attacks: mean ASR", group, _mean(attack_success), 0.15, percent),
-        _bound("prune only, patch attacks: mean accuracy lost", group, _mean(accuracy_lost), 0.02, points),
-    ]
+    lines = []
+    for recipe, what in ((PRUNE_ONLY, "prune only"), (PRUNE_AND_CAP, "prune and cap (.pt2)")):
+        group = board.group(recipe, lambda config: MAIN(config) and config.attack in PATCH_ATTACKS)
+        lines += [
+            _bound(f"{what}, patch attacks: mean ASR", group, _mean(attack_success), 0.15, percent),
+            _bound(f"{what}, patch attacks: mean accuracy lost", group, _mean(accuracy_lost), 0.02, points),
+        ]
+    return lines
 
 
 def _verdict(board: Board) -> list[Line]:

@@ -5,15 +5,16 @@ Shape legend: N images, C channels, H height, W width.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from benchmarks.battery import attacks, data, metrics
 from benchmarks.battery.catalogue import ModelConfig, all_models
@@ -21,6 +22,9 @@ from benchmarks.battery.train import evaluate, read_record
 from worker.sanitizer.architectures import build
 from worker.sanitizer.spec import ArchitectureSpec, InputSpec
 
+# What a model is sent as: a state dict, or an exported program, which has a place for activation caps.
+Form = Literal["safetensors", "pt2"]
+WEIGHTS: Form = "safetensors"
 # A rate of fewer images says too little to be written down.
 MIN_SCORED_IMAGES = 200
 
@@ -68,9 +72,30 @@ class Trial:
         images_NCHW, labels_N = dataset.test_images_NCHW[self.clean], dataset.test_labels_N[self.clean]
         np.savez(path, images=images_NCHW.numpy(), labels=labels_N.numpy())
 
+    def declared(self, form: Form) -> ArchitectureSpec:
+        """Return what a user says of the architecture: of a program that it is in the file."""
+        if form == WEIGHTS:
+            return self.architecture
+        return replace(self.architecture, source="file", name="", options={})
+
+    def write_model(self, path: Path) -> None:
+        """Write the model as a user would send it, in the form that the file's name ends in."""
+        if path.suffix == f".{WEIGHTS}":
+            shutil.copyfile(self.checkpoint, path)
+            return
+        network = _load(self.architecture, self.checkpoint)
+        example_NCHW = torch.zeros(2, len(self.input_spec.mean), self.input_spec.height, self.input_spec.width)
+        shapes = ({0: torch.export.Dim.DYNAMIC},)
+        torch.export.save(torch.export.export(network, (example_NCHW,), dynamic_shapes=shapes), path)
+
     def load(self, path: Path) -> nn.Module:
-        """Return the network of a checkpoint file of this model's architecture."""
-        return _load(self.architecture, path)
+        """Return the network of a file that came back; of a program, as torch loads it."""
+        if path.suffix == f".{WEIGHTS}":
+            return _load(self.architecture, path)
+        program = torch.export.load(path).module()
+        assert isinstance(program, fx.GraphModule)
+        # A plain one, which can be told to be in inference mode and trained on.
+        return fx.GraphModule(program, program.graph)
 
 
 def prepare(folder: Path, config: ModelConfig, *, seed: int, num_images: int) -> Trial:

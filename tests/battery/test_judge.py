@@ -178,3 +178,24 @@ def test_a_pattern_or_a_recipe_that_names_nothing_is_an_error(capsys):
     assert judge.main(["--only", "nothing-like-this"]) == 2
     assert "no model matches" in capsys.readouterr().err
     assert judge.main(["--only", "digits-*", "--recipes", "no_such_recipe"]) == 2
+
+
+def test_a_model_is_sent_as_a_program_where_the_recipe_says_so(cache):
+    (job,) = plan(recipes=["caps@pt2"])
+    assert judge.run([job], cache) == 0
+    (row,) = rows.read(cache / rows.FILE_NAME)
+    assert (row["recipe"], row["refused"]) == ("caps@pt2", None)
+    # The network that came back is scored, and trained on, as torch loads it.
+    assert (
+        row["accuracy_after"] != row["accuracy_before"] or row["attack_success_after"] != row["attack_success_before"]
+    )
+    assert 0 <= row["reactivated_attack_success"] <= 1
+    (weights,) = plan(recipes=["caps"])
+    assert judge.run([weights], cache) == 0
+    assert rows.read(cache / rows.FILE_NAME)[-1]["refused"] == "recipe_not_applicable"
+
+
+def test_a_form_that_no_model_is_sent_in_is_refused():
+    with pytest.raises(InvalidSpecError, match="keras"):
+        judge.form_of("auto@keras")
+    assert judge.main(["--recipes", "auto@keras", "--list"]) == 2
