@@ -33,11 +33,15 @@ SHORT = {
 def shortened(suspect, monkeypatch):
     """Run `auto`, shortened, on a suspect that is judged as asked for and never called repaired."""
 
-    def run(spec, *, judged="backdoored", **changes):
+    def run(spec, *, judged="backdoored", by_loudness=False, **changes):
+        auto = importlib.import_module("worker.sanitizer.recipes.auto")
+        whom = auto.suspect
+        monkeypatch.setattr(auto, "suspect", lambda *given: dataclasses.replace(whom(*given), by_loudness=by_loudness))
+
         def judge(*arguments):
             return dataclasses.replace(verdicts.judge(*arguments), verdict=judged)
 
-        monkeypatch.setattr(importlib.import_module("worker.sanitizer.recipes.auto"), "judge", judge)
+        monkeypatch.setattr(auto, "judge", judge)
         for module, values in SHORT.items():
             for name, value in values.items():
                 monkeypatch.setattr(importlib.import_module(f"worker.sanitizer.{module}"), name, value)
@@ -147,6 +151,17 @@ def test_no_second_round_follows_where_the_verdict_is_not_sure(shortened):
     outcome, made, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged="suspicious")
     assert outcome.repair.rounds == 1
     assert "repair_again" not in [name for name, _, _ in made.phases]
+
+
+@pytest.mark.parametrize("by_loudness", [True, False])
+def test_a_class_that_nature_explains_withholds_repaired(shortened, monkeypatch, by_loudness):
+    auto = importlib.import_module("worker.sanitizer.recipes.auto")
+    monkeypatch.setattr(auto, "standing_out", lambda *_, **__: [])
+    found = SyntheticAttackSuccess(before=1.0, after=-1.0, num_triggers=1)
+    monkeypatch.setattr(auto, "_estimate", lambda *_: found)
+    outcome, _, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), by_loudness=by_loudness)
+    assert outcome.repair.status == ("partly_repaired" if by_loudness else "repaired")
+    assert ("nature explains" in outcome.repair.reason) == by_loudness
 
 
 def test_rounds_that_break_the_accuracy_budget_are_taken_back_whole(shortened):

@@ -146,6 +146,7 @@ def test_where_the_verdict_is_sure_by_loudness_alone_the_stronger_classes_come_b
     suspicion = suspect(made, Verdict(verdict="backdoored", reason="", target_classes=named))
     assert sorted(suspicion.targets) == sorted(targets)
     assert suspicion.of_small_masks
+    assert suspicion.by_loudness == (named == [4])
     # They are not unlearnt widely: no mask of theirs is small.
     widely = {
         target for target, taught in zip(suspicion.targets, suspicion.taught_T.tolist(), strict=True) if taught > 4

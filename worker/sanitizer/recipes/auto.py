@@ -86,6 +86,7 @@ _STILL_REACHED = (
 )
 _NOT_NEEDED = "No synthesised trigger works after pruning, so no activation was bounded."
 _NO_PLACE = "Triggers still work after pruning, and a file of weights alone carries no bounds of activations."
+_BY_NATURE = "But nature explains the class that the verdict names: the target may be another one."
 _NOT_SURE = "But the verdict is sure of no class: a backdoor of one that was not suspected may be left."
 
 
@@ -198,7 +199,8 @@ def _repair(
             if len(still) < len(left) and again.after <= max(REPAIRED_AT, estimate.after):
                 estimate, rounds, kept, left = again, rounds + 1, snapshot(network), still
         network.load(kept)
-    status, reason = _answer(estimate, left, sure=sure)
+    doubt = _NOT_SURE if not sure else _BY_NATURE if suspicion.by_loudness else None
+    status, reason = _answer(estimate, left, doubt)
     repair = Repair(
         status=status,
         reason=reason,
@@ -286,14 +288,14 @@ def _standing_out(bench: Workbench, findings: Findings) -> list[int]:
         )
 
 
-def _answer(estimate: SyntheticAttackSuccess, left: Sequence[int], *, sure: bool) -> tuple[RepairStatus, str]:
+def _answer(estimate: SyntheticAttackSuccess, left: Sequence[int], doubt: str | None) -> tuple[RepairStatus, str]:
     if estimate.after > REPAIRED_AT:
         status: RepairStatus = "partly_repaired" if estimate.after <= NOT_REPAIRED_AT else "not_repaired"
         return status, _REASONS[status]
     if left:
         return "partly_repaired", f"{_REASONS['repaired']} {_STILL_REACHED.format(', '.join(map(str, left)))}"
-    if not sure:
-        return "partly_repaired", f"{_REASONS['repaired']} {_NOT_SURE}"
+    if doubt is not None:
+        return "partly_repaired", f"{_REASONS['repaired']} {doubt}"
     return "repaired", _REASONS["repaired"]
 
 

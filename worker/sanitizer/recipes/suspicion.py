@@ -82,12 +82,14 @@ class Suspicion:
         of_small_masks: Whether the verdict is sure, and no large mask stands for a change of the whole image: those of
             its classes are small beside what is natural, or there is doubt and a class is loud, or the loudest of those
             that are rather loud, which may be a thing.
+        by_loudness: Whether the verdict is sure by loudness alone: nature explains the class that it names.
     """
 
     triggers: Triggers
     bounds_T: torch.Tensor
     taught_T: torch.Tensor
     of_small_masks: bool
+    by_loudness: bool
 
     @property
     def targets(self) -> list[int]:
@@ -112,7 +114,8 @@ def suspect(candidates: Sequence[Candidate], verdict: Verdict) -> Suspicion:
     taken = _whom(candidates, verdict)
     triggers = functools.reduce(Triggers.join, (candidates[row].trigger for row in taken.rows))
     bounds_T, taught_T = _how_far(triggers, candidates, taken)
-    return Suspicion(triggers, bounds_T, taught_T, taken.of_small_masks)
+    by_loudness = verdict.verdict == "backdoored" and float(strength(candidates).amax()) <= BACKDOORED_STRENGTH
+    return Suspicion(triggers, bounds_T, taught_T, taken.of_small_masks, by_loudness)
 
 
 @dataclass(frozen=True, slots=True)
