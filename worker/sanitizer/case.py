@@ -122,6 +122,17 @@ def load_network(
     if len(input_spec.mean) != architecture.in_channels:
         raise InvalidSpecError("input.mean and input.std must have one entry for each of architecture.in_channels.")
     checkpoint = checkpoints.read(path)
+    return checkpoint, network_of(checkpoint, architecture, input_spec, target)
+
+
+def network_of(
+    checkpoint: Checkpoint, architecture: ArchitectureSpec, input_spec: InputSpec, target: torch.device
+) -> Network:
+    """The checkpoint's tensors in its architecture, in float32 on the device.
+
+    Raises:
+        SanitizerError: The architecture or their match is refused.
+    """
     program = checkpoint.program_for(architecture.in_channels, input_spec.height, input_spec.width)
     if program is not None:
         if architecture.source != "file":
@@ -135,14 +146,14 @@ def load_network(
                 f"the program returns {network.num_outputs} logits an image, fewer than architecture.num_classes "
                 f"({architecture.num_classes}); declare its classes, or export the whole classifier"
             )
-        return checkpoint, network
+        return network
     if architecture.source == "file":
         raise NoProgramInFileError(
             f'the file holds tensors alone ({checkpoint.format}), so that architecture.source cannot be "file"; name '
             "the architecture, or upload an exported program (.pt2 or ONNX)"
         )
     if isinstance(checkpoint.source, Repository):
-        return checkpoint, _from_repository(checkpoint, checkpoint.source, architecture, input_spec, target)
+        return _from_repository(checkpoint, checkpoint.source, architecture, input_spec, target)
     if architecture.source == "transformers":
         raise NoConfigInFileError(
             f'the file ({checkpoint.format}) holds no config.json, which architecture.source "transformers" needs; '
@@ -153,7 +164,7 @@ def load_network(
     # Into the module's own, which says of which version of its code each part is: MNASNet refuses a state without.
     state.update(checkpoints.match(checkpoint, state))
     module.load_state_dict(state)
-    return checkpoint, from_module(module.float().to(target), input_spec)
+    return from_module(module.float().to(target), input_spec)
 
 
 def _from_repository(

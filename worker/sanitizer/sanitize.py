@@ -114,7 +114,7 @@ def sanitize(
             # What is scored is the file: read it back as its user will.
             written = checkpoints.read(output_path)
             case.network.load(written.tensors)
-            read = cases.load_network(output_path, architecture, input_spec, target)[1] if caps else case.network
+            read = cases.network_of(written, architecture, input_spec, target) if caps else case.network
             after = scoring.score(dataclasses.replace(case, network=read))
         compared = []
         if spec.compare:
