@@ -127,8 +127,8 @@ def test_compared_recipes_start_from_the_suspect_whether_bounds_were_the_main_on
 def short(monkeypatch):
     """Searches that are too short to judge by, a verdict all the same, and triggers that always still work."""
     for module, values in {
-        "inspection": {"MASK_STEPS": 150, "HALF_OPEN_STEPS": 40, "PERTURBATION_STEPS": 5, "WITNESS_MASK_STEPS": 5},
-        "witness": {"STEPS": 5},
+        "inspection": {"MASK_STEPS": 150, "HALF_OPEN_STEPS": 40, "PERTURBATION_STEPS": 5, "WITNESS_MASK_STEPS": 20},
+        "witness": {"STEPS": 60},
         "recipes.trials": {"TRIAL_STEPS": 4},
         "recipes.auto": {"ESTIMATE_STEPS": 4, "REPAIRED_AT": -1.0},
     }.items():
