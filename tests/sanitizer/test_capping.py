@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from worker.sanitizer.network import from_module
 from worker.sanitizer.repair import snapshot
@@ -60,7 +60,7 @@ def test_another_bound_replaces_the_first_and_lifting_it_gives_the_old_answers(m
         network.cap({"0": CAP})
         assert len(network.graph.graph.nodes) == nodes
         np.testing.assert_allclose(network(pixels).numpy(), by_numpy(module, pixels), atol=1e-5)
-        network.caps.lift()
+        network.bounds.lift()
         assert torch.equal(network(pixels), before)
 
 
@@ -68,8 +68,8 @@ def test_bounds_are_tensors_that_snapshots_twins_and_gradients_know(module, pixe
     network = from_module(module, GRAY_8)
     network.cap({"0": CAP})
     kept, twin = snapshot(network), network.twin()
-    (name,) = network.caps.tensors()
-    network.caps.lift()
+    (name,) = network.bounds.tensors()
+    network.bounds.lift()
     with torch.no_grad():
         np.testing.assert_allclose(twin(pixels).numpy(), by_numpy(module, pixels), atol=1e-5)
         network.load(kept)
@@ -83,6 +83,20 @@ def test_bounds_are_tensors_that_snapshots_twins_and_gradients_know(module, pixe
 
 def test_a_network_of_weights_alone_has_no_place_for_bounds(module):
     network = from_module(module, GRAY_8)
-    assert [network.value_name(site) for site in network.sites] == [None]
+    assert network.value_names() == {}
     network.cap({"0": CAP})
-    assert network.caps.by_value() == {}
+    assert network.bounds.by_value() == {}
+
+
+def test_bounds_on_many_layers_cost_one_compilation(module, monkeypatch):
+    network = from_module(nn.Sequential(*(nn.Conv2d(1, 1, 1) for _ in range(20)), module), GRAY_8)
+    compiled = []
+    recompile = fx.GraphModule.recompile
+    monkeypatch.setattr(fx.GraphModule, "recompile", lambda graph: (compiled.append(1), recompile(graph))[1])
+    network.cap({site.name: torch.ones(site.num_channels) for site in network.sites})
+    assert len(network.bounds.tensors()) == len(network.sites) > 20
+    # Of the graph itself, and of the quick one that is made of it.
+    assert len(compiled) <= 4
+    compiled.clear()
+    network.cap({site.name: torch.zeros(site.num_channels) for site in network.sites})
+    assert compiled == []

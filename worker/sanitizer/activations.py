@@ -1,13 +1,14 @@
 """Streaming statistics of activation maps: one pass, memory independent of the number of images.
 
-Shapes: N images, C channels, P positions of a map. Statistics are those of |A| over the positions of one image's
-map, then over images; sums are kept in float64 so that the batch size does not show.
+Shapes: N images, C channels, P positions of a map. Norms are those of |A| over the positions of one image's map, then
+over images; moments are those of A over both. Sums are kept in float64 so that the batch size does not show.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from worker.sanitizer.network import Network, Site
 
 NORMS = ("linf", "l1", "l2", "mean", "linf_over_l1", "linf_over_l2")
 DEFAULT_BATCH = 128
+State = TypeVar("State")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +102,7 @@ def profile(
     Returns:
         Statistics by site name.
     """
-    states: dict[str, ChannelStatistics] = {}
-
-    def observer(site: Site) -> Callable[[Tensor], None]:
-        def see(value: Tensor) -> None:
-            states[site.name] = update(states.get(site.name), site.maps(value))
-
-        return see
-
-    observers = {site.tap: observer(site) for site in sites}
-    with torch.no_grad():
-        for pixels_NCHW in batches:
-            network.observe(pixels_NCHW.to(network.device), observers)
-            advance(len(pixels_NCHW))
-    return states
+    return _streamed(network, batches, sites, update, advance)
 
 
 def moments(network: Network, batches: Iterable[Tensor], sites: Sequence[Site]) -> dict[str, Moments]:
@@ -124,11 +113,21 @@ def moments(network: Network, batches: Iterable[Tensor], sites: Sequence[Site]) 
         batches: Pixels in [0, 1], (N, C, H, W) each, of any batch size.
         sites: Which sites to look at.
     """
-    states: dict[str, Moments] = {}
+    return _streamed(network, batches, sites, summed, lambda _: None)
+
+
+def _streamed(
+    network: Network,
+    batches: Iterable[Tensor],
+    sites: Sequence[Site],
+    updated: Callable[[State | None, Tensor], State],
+    advance: Callable[[int], None],
+) -> dict[str, State]:
+    states: dict[str, State] = {}
 
     def observer(site: Site) -> Callable[[Tensor], None]:
         def see(value: Tensor) -> None:
-            states[site.name] = summed(states.get(site.name), site.maps(value))
+            states[site.name] = updated(states.get(site.name), site.maps(value))
 
         return see
 
@@ -136,6 +135,7 @@ def moments(network: Network, batches: Iterable[Tensor], sites: Sequence[Site]) 
     with torch.no_grad():
         for pixels_NCHW in batches:
             network.observe(pixels_NCHW.to(network.device), observers)
+            advance(len(pixels_NCHW))
     return states
 
 

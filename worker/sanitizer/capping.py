@@ -6,7 +6,7 @@ Shapes: C channels.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx
@@ -20,7 +20,7 @@ VALUE_NAME = "value_name"
 UNBOUNDED = torch.finfo(torch.float32).max
 
 
-class Caps:
+class Bounds:
     """The bounds of one graph's values. A copy of both knows its own."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
@@ -28,21 +28,32 @@ class Caps:
         # By the node whose value each bounds, the name of its buffer.
         self._names: dict[str, str] = {}
 
-    def put(self, tap: str, axis: int, cap_C: Tensor) -> None:
-        """Bound a node's value along an axis, for all who read it; another bound of it goes.
+    def put(self, bounds: Mapping[str, tuple[int, Tensor]]) -> bool:
+        """Bound values from above for all who read them; other bounds of them go.
 
         Args:
-            tap: The node's name.
-            axis: Of the channels in its value.
-            cap_C: The largest value of each channel, float32.
+            bounds: By the name of a node the channels' axis in its value, and the largest value of each channel, (C,)
+                float32.
+
+        Returns:
+            Whether the graph has nodes that it had not.
         """
-        if tap not in self._names:
-            self._names[tap] = _insert(self._graph, self._node(tap), axis, cap_C)
-        bound = self._graph.get_buffer(self._names[tap])
-        bound.copy_(cap_C.view_as(bound))
+        nodes: dict[str, fx.Node] = {node.name: node for node in self._graph.graph.nodes}
+        new = [tap for tap in bounds if tap not in self._names]
+        numbers = itertools.count(len(self._names))
+        for tap in new:
+            # No tensor of the file has the name.
+            self._names[tap] = next(name for number in numbers if not hasattr(self._graph, name := f"cap_{number}"))
+            _insert(self._graph, nodes[tap], self._names[tap], *bounds[tap])
+        for tap, (_, cap_C) in bounds.items():
+            bound = self._graph.get_buffer(self._names[tap])
+            bound.copy_(cap_C.view_as(bound))
+        if new:
+            self._graph.recompile()
+        return bool(new)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The bounds themselves by the names of their buffers, which no tensor of the file has."""
+        """The bounds themselves by the names of their buffers."""
         return {name: self._graph.get_buffer(name) for name in self._names.values()}
 
     def copies(self) -> dict[str, Tensor]:
@@ -51,11 +62,11 @@ class Caps:
 
     def by_value(self) -> dict[str, Tensor]:
         """Copies of the bounds that bound anything, by what the file calls the value; each broadcasts over it."""
-        bounds = {tap: self._graph.get_buffer(name) for tap, name in self._names.items()}
+        names, bounds = self.value_names(), self.copies()
         return {
-            value: bound.clone()
-            for tap, bound in bounds.items()
-            if (value := self.value_name(tap)) is not None and bool((bound < UNBOUNDED).any())
+            names[tap]: bounds[name]
+            for tap, name in self._names.items()
+            if tap in names and bool((bounds[name] < UNBOUNDED).any())
         }
 
     def lift(self) -> None:
@@ -63,24 +74,16 @@ class Caps:
         for bound in self.tensors().values():
             bound.fill_(UNBOUNDED)
 
-    def value_name(self, tap: str) -> str | None:
-        """What the file calls the node's value, None where it has no name for it that a bound could be written for."""
-        found = self._node(tap).meta.get(VALUE_NAME)
-        return found if isinstance(found, str) else None
-
-    def _node(self, tap: str) -> fx.Node:
-        nodes: Iterable[fx.Node] = self._graph.graph.nodes
-        return next(one for one in nodes if one.name == tap)
+    def value_names(self) -> dict[str, str]:
+        """By the name of a node what the file calls its value, of those that a bound could be written for."""
+        return {node.name: node.meta[VALUE_NAME] for node in self._graph.graph.nodes if VALUE_NAME in node.meta}
 
 
-def _insert(graph: fx.GraphModule, node: fx.Node, axis: int, cap_C: Tensor) -> str:
+def _insert(graph: fx.GraphModule, node: fx.Node, name: str, axis: int, cap_C: Tensor) -> None:
     rank = len(node.meta["val"].shape)
-    name = next(one for number in itertools.count() if not hasattr(graph, one := f"cap_{number}"))
     graph.register_buffer(name, torch.empty_like(cap_C).view(-1, *[1] * (rank - 1 - axis)))
     with graph.graph.inserting_after(node):
         bound = graph.graph.get_attr(name)
     with graph.graph.inserting_after(bound):
         capped = graph.graph.call_function(aten.minimum.default, (node, bound))
     node.replace_all_uses_with(capped, delete_user_cb=lambda user: user is not capped)
-    graph.recompile()
-    return name

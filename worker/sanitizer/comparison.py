@@ -54,7 +54,7 @@ def compare(
     """
     rows = []
     for recipe in spec.compare:
-        case.network.caps.lift()
+        case.network.bounds.lift()
         case.network.load(suspect)
         bench = workbench(case, spec.of_compared(recipe), _as_one(phase, f"compare_{recipe}"))
         started = time.perf_counter()

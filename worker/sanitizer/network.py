@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from worker.sanitizer import batching
-from worker.sanitizer.capping import Caps
+from worker.sanitizer.capping import Bounds
 from worker.sanitizer.errors import SanitizerError
 from worker.sanitizer.folding import folded
 from worker.sanitizer.memory_layout import put_channels_last
@@ -44,7 +44,7 @@ class Network:
 
     `quick` is a graph of the same function on the same tensors: calls run it, and observers see the other one.
     A graph made for `batch_size` images alone runs in padded chunks; callers never see the padding.
-    `caps` are bounds of activations, where there are any.
+    `bounds` are those of activations, where there are any.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Network:
             **dict(graph.named_parameters(remove_duplicate=False)),
             **dict(graph.named_buffers(remove_duplicate=False)),
         }
-        self.caps = Caps(graph)
+        self.bounds = Bounds(graph)
         device = next(iter(self.tensors.values())).device if self.tensors else torch.device("cpu")
         self._mean_1C11 = torch.tensor(input_spec.mean, device=device).view(1, -1, 1, 1)
         self._std_1C11 = torch.tensor(input_spec.std, device=device).view(1, -1, 1, 1)
@@ -120,10 +120,15 @@ class Network:
                 if name in tensors:
                     tensor.copy_(tensors[name])
 
-    def value_name(self, site: Site) -> str | None:
-        """What the file calls the activations of this site, None where it has no place for bounds of them."""
-        sizes = shape(next(one for one in self.graph.graph.nodes if one.name == site.tap))
-        return self.caps.value_name(site.tap) if sizes and sizes[site.axis] == site.num_channels else None
+    def value_names(self) -> dict[str, str]:
+        """By site what the file calls its activations, of those that it has a place for bounds of."""
+        names = self.bounds.value_names()
+        nodes = {node.name: node for node in self.graph.graph.nodes}
+        return {
+            site.name: names[site.tap]
+            for site in self.sites
+            if site.tap in names and (sizes := shape(nodes[site.tap])) and sizes[site.axis] == site.num_channels
+        }
 
     def cap(self, caps: Mapping[str, Tensor]) -> None:
         """Bound the activations of these sites from above, (C,) each, by nodes behind their taps.
@@ -131,11 +136,12 @@ class Network:
         The bounds are tensors of the network from then on, so that `load` brings others.
         """
         is_folded = self._quick is not self.graph
-        for site in self.sites:
-            if site.name in caps:
-                self.caps.put(site.tap, site.axis, caps[site.name].float().to(self.device))
-        self._quick = folded(self.graph) if is_folded else self.graph
-        self.tensors.update(self.caps.tensors())
+        is_new = self.bounds.put(
+            {site.tap: (site.axis, caps[site.name].float().to(self.device)) for site in self.sites if site.name in caps}
+        )
+        if is_new:
+            self._quick = folded(self.graph) if is_folded else self.graph
+            self.tensors.update(self.bounds.tensors())
 
     def last_conv(self) -> Site:
         """The convolution with the most convolutions on the way to it, the layer that the paper prunes.

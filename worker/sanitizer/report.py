@@ -216,7 +216,7 @@ class CapPoint:
     """Caps of one tightness, judged on all images that are not held out.
 
     `deviations` is k of mean + k · std; `worst_recall_drop` the largest loss of any class's recall against the suspect.
-    A point is `admissible` if it surely keeps the budget.
+    A point is `admissible` if it keeps the budget on those images.
     """
 
     deviations: float
@@ -242,10 +242,12 @@ class CappedLayer:
 class Caps:
     """Activation caps: operators and constants added to the file, which bound each channel from above.
 
-    The bound of a channel is its mean over clean images and positions plus `deviations` standard deviations.
+    The bound of a channel is its mean over clean images and positions plus `deviations` standard deviations. They are
+    `not_needed` where no synthesised trigger works after pruning, `not_possible` in a file without a place for them,
+    and `not_attempted` where nobody asked for them.
     """
 
-    status: Literal["added", "not_added", "not_attempted"]
+    status: Literal["added", "not_added", "not_needed", "not_possible", "not_attempted"]
     reason: str
     deviations: float | None = None
     curve: list[CapPoint] = field(default_factory=list)

@@ -106,7 +106,7 @@ def sanitize(
         started = time.perf_counter()
         outcome = RECIPES[spec.recipe](comparison.workbench(case, spec, clock.phase))
         spent = time.perf_counter() - started
-        caps, bounds = case.network.caps.by_value(), case.network.caps.copies()
+        caps, bounds = case.network.bounds.by_value(), case.network.bounds.copies()
         with clock.phase("write"):
             changed = evidence.changed(case.checkpoint.tensors, suspect, case.network.tensors)
             case.checkpoint.write(output_path, changed, caps)
@@ -121,8 +121,8 @@ def sanitize(
             main = comparison.row(case, spec.recipe, before, outcome, outcome.triggers, spent)
             compared = [main, *comparison.compare(case, spec, suspect, before, outcome.triggers, clock.phase)]
         with clock.phase("figures", 2) as advance:
-            case.network.caps.lift()
-            lifted = case.network.caps.copies()
+            case.network.bounds.lift()
+            lifted = case.network.bounds.copies()
             case.network.load(suspect)
             statistics = outcome.statistics or profile(
                 case.network, batched(case.profile.pixels_NCHW), case.network.sites
@@ -206,8 +206,5 @@ def _warnings(case: Case, digests: Sequence[TensorDigest], *, capped: bool) -> l
     if not any(digest.changed for digest in digests):
         warnings.append("No tensor was changed: the checkpoint that comes back holds the weights that were sent.")
     if capped:
-        warnings.append(
-            "Operators were added to the network: the file that comes back bounds activations. Ask for none with "
-            '"caps": false.'
-        )
+        warnings.append("Operators were added to the network: the file that comes back bounds activations.")
     return warnings

@@ -158,3 +158,16 @@ def test_the_refusals_name_what_to_do():
     with pytest.raises(TreeSpecError, match="return the logits"):
         documents.tree(spec(type="os.system"))
     assert issubclass(SymbolicExpressionError, CheckpointRefusedError)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"x": 1e999}', '{"x": -1e999}', '{"x": NaN}', '{"x": ' + "[" * 60 + "]" * 60 + "}", "5"], ids=range(5)
+)
+def test_what_cannot_be_written_again_is_refused_when_it_is_read(text):
+    with pytest.raises(CheckpointRefusedError) as caught:
+        documents.parse(text.encode(), "the program")
+    assert caught.value.code == "corrupt_program"
+
+
+def test_documents_may_nest_as_deep_as_the_bound():
+    assert documents.parse(('{"x": ' + "[" * 59 + "]" * 59 + "}").encode(), "the program")

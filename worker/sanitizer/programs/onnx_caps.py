@@ -6,7 +6,7 @@ the value reads the bounded one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -29,26 +29,26 @@ class Edit:
     data: bytes | memoryview
 
 
-def edits(data: memoryview, names: Collection[str], caps: Mapping[str, Tensor]) -> list[Edit]:
+def edits(data: memoryview, caps: Mapping[str, Tensor]) -> list[Edit]:
     """What to change in a file for these bounds.
 
     Args:
         data: A file that `onnx_file.read` accepted.
-        names: Of all its tensors and values.
         caps: By the name of a value that a node makes, what it is bounded by: float32, and broadcast over it.
     """
+    # What names there are is told without the bytes of any weight.
+    outline = onnx.ModelProto.FromString(onnx_wire.survey(data).skeleton).graph
+    makers = {index for index, node in enumerate(outline.node) if not caps.keys().isdisjoint(node.output)}
+    taken = _names(outline)
     graph = next(field for field in onnx_wire.fields(data, 0, len(data)) if field.number == _GRAPH)
-    taken = set(names)
+    nodes = (field for field in onnx_wire.fields(data, graph.payload, graph.stop) if field.number == _NODE)
     found: list[Edit] = []
     stored = bytearray()
-    for field in onnx_wire.fields(data, graph.payload, graph.stop):
-        node = onnx.NodeProto.FromString(data[field.payload : field.stop].tobytes()) if field.number == _NODE else None
-        bounded = [] if node is None else [name for name in node.output if name in caps]
-        if node is None or not bounded:
-            continue
+    for field in (field for index, field in enumerate(nodes) if index in makers):
+        node = onnx.NodeProto.FromString(data[field.payload : field.stop].tobytes())
         made = bytearray()
-        for value in bounded:
-            before, cap = fresh(f"{value}_uncapped", taken), fresh(f"lustrate_cap_{len(taken)}", taken)
+        for value in [name for name in node.output if name in caps]:
+            before, cap = fresh(f"{value}_uncapped", taken), fresh(f"lustrate_cap_{len(found)}", taken)
             node.output[list(node.output).index(value)] = before
             bound = onnx.NodeProto(op_type="Min", name=f"{cap}_min", input=[before, cap], output=[value])
             made += _field(_NODE_TAG, bound.SerializeToString())
@@ -58,6 +58,12 @@ def edits(data: memoryview, names: Collection[str], caps: Mapping[str, Tensor]) 
     longer = sum(len(edit.data) - (edit.stop - edit.start) for edit in found)
     size = onnx_wire.varint_bytes(graph.stop - graph.payload + longer)
     return [Edit(graph.begin, graph.payload, bytes([_GRAPH_TAG]) + size), *found]
+
+
+def _names(graph: onnx.GraphProto) -> set[str]:
+    of_nodes = {name for node in graph.node for name in (*node.input, *node.output)}
+    described = (*graph.initializer, *graph.input, *graph.output, *graph.value_info)
+    return of_nodes | {one.name for one in described}
 
 
 def _initializer(name: str, cap: Tensor) -> onnx.TensorProto:

@@ -109,7 +109,7 @@ def write(
 
     `caps` are bounds of activations by the names of their values, for which nodes are added.
     """
-    edits = onnx_caps.edits(source.data, _names(source), caps) if caps else []
+    edits = onnx_caps.edits(source.data, caps) if caps else []
     for name, tensor in tensors.items():
         values = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
         edits.append(Edit(start := _start(source, name), start + len(values), values))
@@ -119,11 +119,6 @@ def write(
         file.write(edit.data)
         position = edit.stop
     _copy(file, source.data[position:])
-
-
-def _names(source: OnnxFile) -> set[str]:
-    of_nodes = {name for node in source.nodes for name in (*node.inputs, *node.outputs)}
-    return {*source.tensors, *of_nodes, source.input}
 
 
 def _start(source: OnnxFile, name: str) -> int:

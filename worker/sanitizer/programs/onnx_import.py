@@ -39,8 +39,8 @@ _OPERATORS: dict[str, Handler] = {
     **onnx_shapes.operators(),
     **onnx_constants.operators(),
 }
-# The order of the classes does not change under these, and what lies before them are logits.
 _OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+# The order of the classes does not change under these, and what lies before them are logits.
 _MONOTONE = ("Softmax", "LogSoftmax")
 
 
@@ -143,7 +143,8 @@ def _is_float32(file: OnnxFile) -> bool:
     """Whether no floating-point number of the file is of another kind, so that every activation is in float32."""
     stored = (one.tensor.dtype for one in file.tensors.values() if one.tensor.is_floating_point())
     return all(dtype is torch.float32 for dtype in stored) and not any(
-        node.op in ("Cast", "CastLike") and node.attributes.get("to") in _OTHER_FLOATS for node in file.nodes
+        node.op == "CastLike" or (node.op == "Cast" and node.attributes.get("to") in _OTHER_FLOATS)
+        for node in file.nodes
     )
 
 

@@ -108,7 +108,7 @@ def survey(data: memoryview) -> Survey:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field of a message: its number, its first byte, where what it holds begins, and one past its last byte."""
+    """A field of a message that holds bytes: its number, its first byte, where those begin, and one past the last."""
 
     number: int
     begin: int
@@ -117,11 +117,12 @@ class Field:
 
 
 def fields(data: memoryview, start: int, stop: int) -> Iterator[Field]:
-    """The fields of the message from `start` to `stop`, in order, of a file that `survey` accepted."""
+    """Those of the message from `start` to `stop` that hold bytes, in order, of a file that `survey` accepted."""
     walk = _Walk(data)
     while start < stop:
-        number, _, payload, end = walk.field(start, stop)
-        yield Field(number, start, payload, end)
+        number, wire, payload, end = walk.field(start, stop)
+        if wire == _BYTES:
+            yield Field(number, start, payload, end)
         start = end
 
 

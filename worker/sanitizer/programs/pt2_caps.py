@@ -6,9 +6,9 @@ read the value reads the bounded one. No weight is added, so the state dict has 
 
 from __future__ import annotations
 
-import copy
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,30 +35,29 @@ def members(file: Pt2File, caps: Mapping[str, Tensor]) -> dict[str, bytes]:
     config = documents.parse(file.bytes_of(config_name), config_name)
     graph, signature = program["graph_module"]["graph"], program["graph_module"]["signature"]
     values, stored = graph["tensor_values"], config["config"]
-    inputs = {name for spec in graph["inputs"] for name in _names(spec)}
-    taken = {*values, *inputs, *file.weights, *stored, *file.members}
+    taken = _value_names(graph) | {*file.weights, *stored}
+    numbers = (n for n in itertools.count(len(stored)) if f"data/constants/tensor_{n}" not in file.members)
     first_image = next(row for row, spec in enumerate(signature["input_specs"]) if "user_input" in spec)
     added: dict[str, bytes] = {}
     nodes = []
     for node in graph["nodes"]:
         nodes.append(node)
-        for value in [name for name in _names(node["outputs"]) if name in caps]:
+        for place in [place for place in _places(node.get("outputs")) if place["name"] in caps]:
+            value = place["name"]
             before, cap = fresh(f"{value}_uncapped", taken), fresh(f"lustrate_cap_{len(added)}", taken)
-            held, member = fresh(f"c_{cap}", taken), fresh(f"data/constants/tensor_{len(stored)}", taken)
+            held, path_name = fresh(f"c_{cap}", taken), f"tensor_{next(numbers)}"
             bound = caps[value].detach().cpu().to(torch.float32).contiguous()
-            _rename(node["outputs"], value, before)
+            place["name"] = before
             if node.get("name") == value:
                 node["name"] = before
             nodes.append(_minimum(before, held, value))
-            values[before], values[held] = copy.deepcopy(values[value]), _described(bound)
+            values[before], values[held] = values[value], _described(bound)
             graph["inputs"].insert(first_image, {"as_tensor": {"name": held}})
             spec = {"tensor_constant": {"arg": {"name": held}, "tensor_constant_name": cap}}
             signature["input_specs"].insert(first_image, spec)
-            stored[cap] = {
-                "path_name": member.rpartition("/")[2], "is_param": False, "use_pickle": False,
-                "tensor_meta": _described(bound),
-            }  # fmt: skip
-            added[member] = bound.numpy().tobytes()
+            meta = _described(bound)
+            stored[cap] = {"path_name": path_name, "is_param": False, "use_pickle": False, "tensor_meta": meta}
+            added[f"data/constants/{path_name}"] = bound.numpy().tobytes()
             first_image += 1
     graph["nodes"] = nodes
     return {program_name: json.dumps(program).encode(), config_name: json.dumps(config).encode(), **added}
@@ -93,20 +92,20 @@ def _described(tensor: Tensor) -> Document:
     }
 
 
-def _names(outputs: Any) -> list[str]:  # noqa: ANN401 - JSON
-    """The names of the values in a part of the document."""
-    if isinstance(outputs, list):
-        return [name for part in outputs for name in _names(part)]
-    if not isinstance(outputs, dict):
-        return []
-    if isinstance(outputs.get("name"), str):
-        return [outputs["name"]]
-    return [name for part in outputs.values() for name in _names(part)]
+def _value_names(graph: Document) -> set[str]:
+    """Every name that a value of the graph has."""
+    described = (
+        key for kind in ("tensor", "sym_int", "sym_bool", "sym_float") for key in graph.get(f"{kind}_values") or ()
+    )
+    made = (place["name"] for node in graph["nodes"] for place in _places(node.get("outputs")))
+    taken = (place["name"] for place in _places(graph["inputs"]))
+    return {*described, *made, *taken}
 
 
-def _rename(outputs: Any, old: str, new: str) -> None:  # noqa: ANN401 - JSON
-    for part in outputs if isinstance(outputs, list) else outputs.values() if isinstance(outputs, dict) else ():
-        if isinstance(part, dict) and part.get("name") == old:
-            part["name"] = new
-        else:
-            _rename(part, old, new)
+def _places(arguments: Any) -> Iterator[Document]:  # noqa: ANN401 - JSON
+    """The objects that name the values in a list of tagged unions: one each, or several where one holds a list."""
+    for argument in arguments if isinstance(arguments, list) else ():
+        for content in argument.values() if isinstance(argument, dict) else ():
+            for place in content if isinstance(content, list) else (content,):
+                if isinstance(place, dict) and isinstance(place.get("name"), str):
+                    yield place

@@ -8,6 +8,7 @@ grammar of our own, so that the download, which carries the same JSON, is harmle
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +28,8 @@ Document = dict[str, Any]
 MAX_JSON_BYTES = 48 * 2**20
 # Brackets and commas: each costs some 60 bytes of memory once it is a Python object.
 MAX_JSON_MARKS = 6_000_000
+# Of objects and arrays within one another; programs have some ten, and what walks them again must not run out of stack.
+MAX_DEPTH = 60
 MAX_EXPRESSION_CHARACTERS = 1000
 MAX_TREE_CHARACTERS = 20_000
 SCHEMA_MAJOR = 8
@@ -74,9 +77,13 @@ def parse(data: bytes, what: str) -> Document:
     if len(data) > MAX_JSON_BYTES or sum(data.count(mark) for mark in (b"{", b"[", b",")) > MAX_JSON_MARKS:
         raise ProgramTooLargeError(f"{what} is larger than an image classifier's; export the classifier alone")
     try:
-        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        parsed = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:
         raise CorruptProgramError(f"{what} is not valid JSON; export the program again") from error
+    if _is_deeper(parsed, MAX_DEPTH):
+        raise CorruptProgramError(f"{what} nests deeper than torch.export writes it; export the program again")
     return fields(parsed, what)
 
 
@@ -232,6 +239,22 @@ def _unique(pairs: list[tuple[str, object]]) -> Document:
     if len(result) != len(pairs):
         raise ValueError("one key twice")
     return result
+
+
+def _is_deeper(value: Any, most: int) -> bool:  # noqa: ANN401 - JSON
+    """Whether more than so many objects and arrays lie within one another."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(most):
+        inner = (one for outer in level for one in (outer.values() if isinstance(outer, dict) else outer))
+        level = [one for one in inner if isinstance(one, (dict, list))]
+    return bool(level)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _no_constant(name: str) -> object:

@@ -1,6 +1,7 @@
 """From a checked `.pt2` document to an fx graph of our own making: allow-listed operators, arguments by their schema.
 
-What a file says of a value's shape, dtype or symbol is not believed and not read: shapes come out of running the graph.
+What a file says of a value's shape or symbol is not believed and not read: shapes come out of running the graph. Its
+dtypes decide nothing but where a bound may be written into the file.
 """
 
 from __future__ import annotations

@@ -29,9 +29,10 @@ from worker.sanitizer.trigger import success
 
 # The k that are tried, the loosest first.
 DEVIATIONS = (8.0, 6.0, 5.0, 4.5, 4.0, 3.5, 3.25, 3.0, 2.75, 2.5, 2.25, 2.0)
-# Of one suspect's trigger at least no more than this share of its success may be left, or the bounds are lifted: they
-# cost accuracy, and a faint change of the whole image does not need any channel to be loud.
+# Of one suspect's trigger that works at all no more than this share of its success may be left, or the bounds are
+# lifted: they cost accuracy, and a faint change of the whole image does not need any channel to be loud.
 MAX_SHARE_LEFT = 0.5
+WORKS_AT = 0.1
 
 
 def caps(bench: Workbench) -> Outcome:
@@ -50,7 +51,7 @@ def caps(bench: Workbench) -> Outcome:
 
 
 def cap_pruned(bench: Workbench, outcome: Outcome, before: Snapshot) -> Outcome:
-    """Bound the activations of a pruned network, or of the suspect itself where that leaves less of the triggers.
+    """Bound the activations of a pruned network, or of the suspect itself where that leaves no more of the triggers.
 
     Bounds and pruning share one budget, so that a pruning which did little can stand in their way.
 
@@ -64,14 +65,14 @@ def cap_pruned(bench: Workbench, outcome: Outcome, before: Snapshot) -> Outcome:
     network.load(before)
     first = suspect_answers(bench)
     alone = add_caps(bench, first, outcome.triggers)
-    left_alone, bounds = _successes(bench, outcome.triggers), network.caps.copies()
-    network.caps.lift()
+    left_alone, bounds = _successes(bench, outcome.triggers), network.bounds.copies()
+    network.bounds.lift()
     network.load(pruned)
     beside = add_caps(bench, first, outcome.triggers)
     if alone.status == "not_added" or sum(_successes(bench, outcome.triggers)) < sum(left_alone):
         return replace(outcome, caps=beside)
     network.load({**before, **bounds})
-    reason = "Nothing was pruned: bounds of activations alone leave less of the suspects' triggers."
+    reason = "Nothing was pruned: bounds of activations alone leave no more of the suspects' triggers."
     return replace(outcome, caps=alone, mask={}, choice=replace(outcome.choice, num_pruned=0, reason=reason))
 
 
@@ -83,19 +84,21 @@ def suspect_answers(bench: Workbench) -> Answers:
 
 def carriers(network: Network) -> list[Site]:
     """The sites whose activations a bound can be added for in the file."""
-    return [site for site in network.sites if network.value_name(site) is not None]
+    names = network.value_names()
+    return [site for site in network.sites if site.name in names]
 
 
 def add_caps(bench: Workbench, first: Answers, triggers: Sequence[Suspected] = ()) -> Caps:
     """Bound the activations of the network as it is; it is as before where no bounds are worth their price.
 
     All images that are not held out judge, by counts: bounded activations make every answer less sure, right or wrong.
-    No error is added, since along one path from loose to tight chance favours no point.
+    The bounds come from the same images, and the last point that keeps the budget is taken, without an error added: the
+    true loss can lie above it, and what the report says of held-out images is the figure to go by.
 
     Args:
         bench: The workbench.
         first: What the suspect answers to those images.
-        triggers: Of the suspects. One of them at least must lose half of its success, if there are any.
+        triggers: Of the suspects. One of them that works must lose half of its success, if there are any.
     """
     network, sites = bench.network, carriers(bench.network)
     limits = limits_of(bench.spec)
@@ -113,18 +116,21 @@ def add_caps(bench: Workbench, first: Answers, triggers: Sequence[Suspected] = (
                 break
     admissible = [point for point in tried if point.admissible]
     if not admissible:
-        network.caps.lift()
+        network.bounds.lift()
         return Caps(status="not_added", reason=f"No bound of activations {at_most(limits)} {seen}.", curve=tried)
     chosen = admissible[-1]
     network.cap(_bounds(found, chosen.deviations))
     left = _successes(bench, triggers)
-    if triggers and not any(now <= MAX_SHARE_LEFT * was < was for now, was in zip(left, before, strict=True)):
-        network.caps.lift()
-        reason = "Bounds of activations were lifted again: they took no suspect's trigger half of its success."
+    if triggers and not any(
+        was > WORKS_AT and now <= MAX_SHARE_LEFT * was for now, was in zip(left, before, strict=True)
+    ):
+        network.bounds.lift()
+        reason = "Bounds of activations were lifted again: no suspect's trigger that works lost half of its success."
         return Caps(status="not_added", reason=reason, curve=tried)
     reason = (
-        f"Each channel is bounded by its mean plus {chosen.deviations:g} standard deviations, the tightest bound tried "
-        f"that {at_most(limits)} {seen} ({chosen.accuracy:.1%} after)."
+        f"Each channel of {len(sites)} of {len(network.sites)} layers is bounded by its mean plus "
+        f"{chosen.deviations:g} standard deviations, the tightest bound tried that {at_most(limits)} {seen} "
+        f"({chosen.accuracy:.1%} after)."
     )
     return Caps(status="added", reason=reason, deviations=chosen.deviations, curve=tried)
 

@@ -29,9 +29,9 @@ from worker.sanitizer.recipes.suspicion import Bounded, Suspicion, bounds, suspe
 from worker.sanitizer.recipes.thresholds import limits_of
 from worker.sanitizer.recipes.trials import try_targets
 from worker.sanitizer.recipes.walk_back import is_finite, right, walk_back, within_budget
-from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, NOT_CAPPED, Outcome, Workbench
+from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
 from worker.sanitizer.repair import Course, Snapshot, chances, snapshot, unlearn
-from worker.sanitizer.report import Repair, RepairStatus, SyntheticAttackSuccess
+from worker.sanitizer.report import Caps, Repair, RepairStatus, SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
 from worker.sanitizer.verdict import judge
@@ -85,7 +85,10 @@ _STILL_REACHED = (
     "But a faint change of the whole image still leads to class {}, as to no other: the target may be that one."
 )
 _NOT_NEEDED = "No synthesised trigger works after pruning, so no activation was bounded."
-_NO_PLACE = "Triggers still work after pruning, and a file of weights alone carries no bounds of activations."
+_NO_PLACE = (
+    "Triggers still work after pruning, and the file has no place for bounds of activations, which an exported program "
+    "(.pt2) or ONNX in single precision has."
+)
 _BY_NATURE = "But nature explains the class that the verdict names: the target may be another one."
 _NOT_SURE = "But the verdict is sure of no class: a backdoor of one that was not suspected may be left."
 
@@ -123,9 +126,10 @@ def auto(bench: Workbench) -> Outcome:
 def _capped(bench: Workbench, outcome: Outcome, before: Snapshot, suspicion: Suspicion) -> Outcome:
     """Bound activations where pruning left triggers that work and the file can carry bounds."""
     assert outcome.estimate is not None
-    if outcome.estimate.after <= REPAIRED_AT or not carriers(bench.network):
-        reason = _NOT_NEEDED if outcome.estimate.after <= REPAIRED_AT else _NO_PLACE
-        return dataclasses.replace(outcome, caps=dataclasses.replace(NOT_CAPPED, reason=reason))
+    if outcome.estimate.after <= REPAIRED_AT:
+        return dataclasses.replace(outcome, caps=Caps(status="not_needed", reason=_NOT_NEEDED))
+    if not carriers(bench.network):
+        return dataclasses.replace(outcome, caps=Caps(status="not_possible", reason=_NO_PLACE))
     outcome = cap_pruned(bench, outcome, before)
     if outcome.caps.status != "added":
         return outcome
