@@ -10,7 +10,15 @@ from worker.sanitizer import masks
 from worker.sanitizer.capping import VALUE_NAME
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.recipes import RecipeNotApplicableError, activation_caps
-from worker.sanitizer.recipes.activation_caps import DEVIATIONS, add_caps, cap_pruned, caps, carriers, suspect_answers
+from worker.sanitizer.recipes.activation_caps import (
+    DEVIATIONS,
+    add_caps,
+    cap_pruned,
+    cap_repaired,
+    caps,
+    carriers,
+    suspect_answers,
+)
 from worker.sanitizer.recipes.workbench import Outcome
 from worker.sanitizer.report import Choice
 from worker.sanitizer.spec import AccuracyBudget, SanitizeSpec
@@ -184,6 +192,26 @@ def test_a_pruning_beside_which_bounds_leave_less_of_the_triggers_stays(named, m
     assert (kept.caps.status, kept.choice.num_pruned) == ("added", 3)
     assert list(kept.mask) == [site.name]
     assert made.silent(mask)
+
+
+@pytest.mark.parametrize(("keeps", "deviations"), [([True], 3.0), ([False, True], 3.5), ([False] * 4, None)])
+def test_beside_a_repair_the_tightest_bound_that_is_admissible_is_taken(named, keeps, deviations):
+    made = named()
+    before = made.scores()
+    seen, asked = values(made), iter(keeps)
+    report = cap_repaired(made.bench, lambda: next(asked))
+    assert (report.status, report.deviations) == ("not_added" if deviations is None else "added", deviations)
+    assert [point.admissible for point in report.curve] == keeps
+    bounds = made.bench.network.bounds.by_value()
+    if deviations is None:
+        assert bounds == {}
+        assert made.scores() == before
+        return
+    assert made.scores()[1] < before[1]
+    for site in made.bench.network.sites:
+        maps = seen[site.name].astype(np.float64)
+        wanted = maps.mean(axis=(0, 2, 3)) + deviations * maps.std(axis=(0, 2, 3))
+        np.testing.assert_allclose(bounds[site.tap].flatten().numpy(), wanted, rtol=1e-5)
 
 
 def test_a_file_that_cannot_carry_bounds_is_refused(suspect):

@@ -164,6 +164,31 @@ def test_a_class_that_nature_explains_withholds_repaired(shortened, monkeypatch,
     assert ("nature explains" in outcome.repair.reason) == by_loudness
 
 
+@pytest.mark.parametrize(
+    ("wanted", "judged", "by_loudness", "capped"),
+    [
+        (True, "suspicious", False, True),
+        (True, "backdoored", True, True),
+        (True, "backdoored", False, False),  # repaired: there is nothing to insure against
+        (False, "suspicious", False, False),
+    ],
+)
+def test_where_a_repair_is_not_sure_of_its_class_activations_are_bounded(
+    shortened, monkeypatch, wanted, judged, by_loudness, capped
+):
+    auto = importlib.import_module("worker.sanitizer.recipes.auto")
+    monkeypatch.setattr(auto, "standing_out", lambda *_, **__: [])
+    found = SyntheticAttackSuccess(before=1.0, after=-1.0, num_triggers=1)
+    monkeypatch.setattr(auto, "_estimate", lambda *_: found)
+    monkeypatch.setattr(auto, "carriers", lambda network: network.sites)
+    caps = importlib.import_module("worker.sanitizer.recipes.activation_caps")
+    monkeypatch.setattr(caps, "carriers", lambda network: network.sites)
+    spec = SanitizeSpec(selection=AccuracyBudget(max_accuracy_drop=0.5), caps=wanted)
+    outcome, made, _ = shortened(spec, judged=judged, by_loudness=by_loudness)
+    assert outcome.caps.status == ("added" if capped else "not_attempted")
+    assert bool(made.bench.network.bounds.tensors()) == capped
+
+
 def test_rounds_that_break_the_accuracy_budget_are_taken_back_whole(shortened):
     outcome, made, before = shortened(SanitizeSpec(selection=AccuracyBudget(max_accuracy_drop=0.02)), RATE=3.0)
     assert (outcome.repair.rounds, outcome.repair.share_kept) == (1, 0.0)

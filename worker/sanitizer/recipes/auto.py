@@ -21,7 +21,7 @@ from worker.sanitizer.inspection import (
     standing_out,
 )
 from worker.sanitizer.masks import Mask
-from worker.sanitizer.recipes.activation_caps import cap_pruned, carriers
+from worker.sanitizer.recipes.activation_caps import cap_pruned, cap_repaired, carriers
 from worker.sanitizer.recipes.cut_off import cut_off
 from worker.sanitizer.recipes.prune import prune_with
 from worker.sanitizer.recipes.scope import in_scope
@@ -218,7 +218,13 @@ def _repair(
     if share < 1:
         kept_share = f" Of the way from the pruned network to the repaired one {share:.0%} fits the accuracy budget."
         repair = dataclasses.replace(repair, reason=repair.reason + kept_share)
-    return dataclasses.replace(outcome, repair=repair, estimate=estimate)
+    outcome = dataclasses.replace(outcome, repair=repair, estimate=estimate)
+    if status == "repaired" or budget is None or not bench.spec.caps or not carriers(network):
+        return outcome
+    caps = cap_repaired(bench, lambda: within_budget(bench, right_before_N, budget))
+    if caps.status == "added":
+        outcome = dataclasses.replace(outcome, estimate=_estimate(bench, outcome, suspicion))
+    return dataclasses.replace(outcome, caps=caps)
 
 
 def _is_admissible(bench: Workbench, right_before_N: Tensor, budget: AccuracyBudget | None) -> bool:
