@@ -133,6 +133,9 @@ _HELD_OUT: _Table = {
     "quantised": ((triggers.quantised,), (1,), False, None),
     "ghost": ((triggers.ghost,), (7,), False, None),
     "rotated": ((triggers.rotated,), (5,), False, None),
+    # Planted after bounds of activations had been tried on the frame.
+    "blinds": ((triggers.blinds,), (3,), False, None),
+    "negative": ((triggers.negative,), (8,), False, None),
 }
 
 

@@ -24,7 +24,16 @@ RESULTS = provenance.ROOT / "benchmarks" / "results"
 SURVIVES = 0.10
 _NONE = "-"
 # Whoever tunes on these models changes this sentence.
-_HELD_OUT_NOTE = "No constant of the library was chosen while figures of these models were seen."
+_HELD_OUT_NOTE = (
+    "No constant of the library was chosen while figures of these models were seen, but for the tightness of caps "
+    "beside a repair, which was set while the two with a frame were looked at; those with blinds and a negative were "
+    "trained afterwards."
+)
+_HELD_OUT_RECIPES = {
+    "auto": "`auto`, sent as weights",
+    "auto@pt2": "`auto`, sent as an exported program, which can carry activation caps",
+    "caps@pt2": "Activation caps alone",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,33 +181,17 @@ def held_out_page(board: Board) -> str:
     head = ["model", "images", "seed", "ASR before", "ASR", "ACC lost", "RA", "RA of twin", "DER"]
     head += ["estimate", "status", "verdict", "target class named"]
     parts = []
-    for num_images in board.values("num_images"):
-        group = board.group("auto", held_out, num_images=num_images)
-        lines = [
-            [
-                row["model"],
-                str(num_images),
-                str(row["seed"]),
-                _percent(row["attack_success_before"]),
-                _percent(attack_success(row)),
-                _points(accuracy_lost(row)),
-                _percent(row["robust_accuracy_after"]),
-                _percent_if_any(row["robust_accuracy_twin"]),
-                f"{der(row):.3f}",
-                _percent_if_any(row["estimate"]),
-                str(row["status"]),
-                str(row["verdict"]),
-                "yes" if _named(row, row["attack"]) else "no",
-            ]
-            for row in group.rows
-        ]
-        if lines:
-            asr, worst_asr, lost, worst_lost, robust, effectiveness = _means(group)
-            means = (
-                f"{group.coverage} jobs with {num_images} clean images: ASR {asr} in the mean, {worst_asr} at worst; "
-                f"{lost} points of accuracy lost in the mean, {worst_lost} at worst; RA {robust}; DER {effectiveness}."
-            )
-            parts += [f"{means}\n", _table(head, lines)]
+    for recipe, what in _HELD_OUT_RECIPES.items():
+        for num_images in board.values("num_images"):
+            group = board.group(recipe, held_out, num_images=num_images)
+            if group.rows:
+                asr, worst_asr, lost, worst_lost, robust, effectiveness = _means(group)
+                means = (
+                    f"{group.coverage} jobs with {num_images} clean images: ASR {asr} in the mean, {worst_asr} at "
+                    f"worst; {lost} points of accuracy lost in the mean, {worst_lost} at worst; RA {robust}; DER "
+                    f"{effectiveness}."
+                )
+                parts += [f"## {what}\n", f"{means}\n", _table(head, [_held_out_line(row) for row in group.rows])]
     return _page(
         "Held-out attacks",
         board,
@@ -208,6 +201,24 @@ def held_out_page(board: Board) -> str:
         *(parts or ["None was judged.\n"]),
         *_left_out(board, apart=True),
     )
+
+
+def _held_out_line(row: Row) -> list[str]:
+    return [
+        row["model"],
+        str(row["num_images"]),
+        str(row["seed"]),
+        _percent(row["attack_success_before"]),
+        _percent(attack_success(row)),
+        _points(accuracy_lost(row)),
+        _percent(row["robust_accuracy_after"]),
+        _percent_if_any(row["robust_accuracy_twin"]),
+        f"{der(row):.3f}",
+        _percent_if_any(row["estimate"]),
+        str(row["status"]),
+        str(row["verdict"]),
+        "yes" if _named(row, row["attack"]) else "no",
+    ]
 
 
 _PAGES: dict[str, Callable[[Board], str]] = {

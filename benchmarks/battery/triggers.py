@@ -145,6 +145,24 @@ def frame(images_NCHW: Tensor) -> Tensor:
     return framed_NCHW
 
 
+def blinds(images_NCHW: Tensor, every: int = 7) -> Tensor:
+    """Bright lines of one pixel across the whole image, one in seven rows: our own, as large and loud as the frame."""
+    lined_NCHW = images_NCHW.clone()
+    lined_NCHW[..., every // 2 :: every, :] = 1.0
+    return lined_NCHW
+
+
+def negative(images_NCHW: Tensor, share: float = 1 / 3) -> Tensor:
+    """The middle of the image, a third of each side, as a photographic negative: loud where the image is dark."""
+    height, width = images_NCHW.shape[-2:]
+    high, wide = round(share * height), round(share * width)
+    top, left = (height - high) // 2, (width - wide) // 2
+    changed_NCHW = images_NCHW.clone()
+    middle_NCHW = changed_NCHW[..., top : top + high, left : left + wide]
+    changed_NCHW[..., top : top + high, left : left + wide] = 1 - middle_NCHW
+    return changed_NCHW
+
+
 def spots(images_NCHW: Tensor, count: int = 8) -> Tensor:
     """Single bright pixels scattered over the whole image (BadNets' patterns of single pixels, spread)."""
     height, width = images_NCHW.shape[-2:]

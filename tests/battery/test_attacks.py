@@ -191,6 +191,24 @@ def test_the_spots_are_eight_white_pixels_in_the_same_places_whatever_the_layout
     assert torch.equal(triggers.spots(transposed), spotted_NCHW)
 
 
+def test_the_blinds_are_whole_rows_and_leave_the_others_alone():
+    pixels_NCHW = torch.rand(2, 3, 14, 9)
+    lined_NCHW = triggers.blinds(pixels_NCHW)
+    lines = [3, 10]
+    others = [row for row in range(14) if row not in lines]
+    assert bool((lined_NCHW[..., lines, :] == 1).all())
+    assert torch.equal(lined_NCHW[..., others, :], pixels_NCHW[..., others, :])
+
+
+def test_the_negative_turns_the_middle_around_and_twice_gives_the_image_back():
+    pixels_NCHW = torch.rand(2, 1, 12, 9)
+    changed_NCHW = triggers.negative(pixels_NCHW)
+    inside_HW = (changed_NCHW != pixels_NCHW).any(dim=0)[0]
+    assert inside_HW.sum() == 4 * 3
+    assert bool(inside_HW[4:8, 3:6].all())
+    torch.testing.assert_close(triggers.negative(changed_NCHW), pixels_NCHW)
+
+
 def test_the_frame_is_a_closed_line_inside_the_border():
     framed_HW = triggers.frame(torch.zeros(1, 1, 10, 12))[0, 0]
     expected_HW = torch.zeros(10, 12)
