@@ -255,6 +255,9 @@ class Caps:
     layers: list[CappedLayer] = field(default_factory=list)
 
 
+NOT_CAPPED = Caps(status="not_attempted", reason="This recipe does not bound activations, or was not asked to.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonRow:
     """What one recipe makes of the suspect, on the images that the main one is scored on.
@@ -336,7 +339,8 @@ class Report:
     verdict: Verdict
     repair: Repair
     synthetic_attack_success: SyntheticAttackSuccess | None
-    caps: Caps
+    # Reports from before there were caps are read too.
+    caps: Caps = field(default_factory=lambda: NOT_CAPPED)
     bias: list[LayerBias] = field(default_factory=list)
     figures: list[FigureInfo] = field(default_factory=list)
     # The main recipe first; empty where there was nothing to compare it with.

@@ -14,12 +14,11 @@ from worker.sanitizer.criteria import Scores
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.network import Network
-from worker.sanitizer.report import Caps, Choice, CurvePoint, Repair, SyntheticAttackSuccess, Verdict
+from worker.sanitizer.report import NOT_CAPPED, Caps, Choice, CurvePoint, Repair, SyntheticAttackSuccess, Verdict
 from worker.sanitizer.spec import SanitizeSpec
 
 NOT_JUDGED = Verdict(verdict="not_judged", reason="This recipe does not judge.")
 NOT_ATTEMPTED = Repair(status="not_attempted", reason="This recipe has no training step of its own, or was not asked.")
-NOT_CAPPED = Caps(status="not_attempted", reason="This recipe does not bound activations, or was not asked to.")
 
 # phase(name, total) times a step and announces it; what it yields is called with the size of each part done.
 Phase = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
