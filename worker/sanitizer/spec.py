@@ -226,9 +226,9 @@ class SanitizeSpec:
             `prune` as arXiv 2002.12162 is read here; `caps` bounds activations and does nothing else; the others are
             published baselines and ignore those fields.
         repair: Whether `auto` trains after pruning.
-        caps: Whether `auto`, within an accuracy budget, may bound activations: where a repair is not sure that it
-            found the class, and without a repair where triggers still work after pruning. That adds operators to the
-            file, so that only an exported program (.pt2) or an ONNX file, in single precision, can carry it.
+        caps: Whether `auto`, within an accuracy budget, may bound activations: behind a repair, and without one where
+            triggers still work after pruning. That adds operators to the file, so that only an exported program (.pt2)
+            or an ONNX file, in single precision, can carry it.
         criterion: What ranks channels, for `auto` and `prune`; standardised inside each layer, and turned so that
             `descending` prunes the most suspicious first. `linf`, `l1`, `l2`, `linf_over_l2`: norms of the activation
             map on `inputs`. `mean`: mean activation on clean images, the quietest first (Fine-Pruning).

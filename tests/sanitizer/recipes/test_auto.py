@@ -165,16 +165,11 @@ def test_a_class_that_nature_explains_withholds_repaired(shortened, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("wanted", "judged", "by_loudness", "capped"),
-    [
-        (True, "suspicious", False, True),
-        (True, "backdoored", True, True),
-        (True, "backdoored", False, False),  # repaired: there is nothing to insure against
-        (False, "suspicious", False, False),
-    ],
+    ("wanted", "judged", "capped"),
+    [(True, "suspicious", True), (True, "backdoored", True), (False, "suspicious", False)],
 )
-def test_where_a_repair_is_not_sure_of_its_class_activations_are_bounded(
-    shortened, monkeypatch, wanted, judged, by_loudness, capped
+def test_behind_a_repair_activations_are_bounded_unless_somebody_objects(
+    shortened, monkeypatch, wanted, judged, capped
 ):
     auto = importlib.import_module("worker.sanitizer.recipes.auto")
     monkeypatch.setattr(auto, "standing_out", lambda *_, **__: [])
@@ -184,7 +179,7 @@ def test_where_a_repair_is_not_sure_of_its_class_activations_are_bounded(
     caps = importlib.import_module("worker.sanitizer.recipes.activation_caps")
     monkeypatch.setattr(caps, "carriers", lambda network: network.sites)
     spec = SanitizeSpec(selection=AccuracyBudget(max_accuracy_drop=0.5), caps=wanted)
-    outcome, made, _ = shortened(spec, judged=judged, by_loudness=by_loudness)
+    outcome, made, _ = shortened(spec, judged=judged)
     assert outcome.caps.status == ("added" if capped else "not_attempted")
     assert bool(made.bench.network.bounds.tensors()) == capped
 

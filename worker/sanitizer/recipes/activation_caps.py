@@ -80,7 +80,7 @@ def cap_pruned(bench: Workbench, outcome: Outcome, before: Snapshot) -> Outcome:
 
 
 def cap_repaired(bench: Workbench, is_admissible: Callable[[], bool]) -> Caps:
-    """Bound the activations of a network that was trained: a loud trigger of a class that nobody suspected stops too.
+    """Bound the activations of a network that was trained: a loud trigger that no search has found stops too.
 
     Args:
         bench: The workbench; its network is as the training left it, and stays so where no bound is admissible.
@@ -98,7 +98,7 @@ def cap_repaired(bench: Workbench, is_admissible: Callable[[], bool]) -> Caps:
             advance(1)
             if tried[-1].admissible:
                 reason = (
-                    f"The repair may have missed a class that was not suspected: each channel of {len(sites)} of "
+                    f"A repair can miss a trigger that was not synthesised: each channel of {len(sites)} of "
                     f"{len(network.sites)} layers is bounded by its mean plus {deviations:g} standard deviations, the "
                     "tightest bound tried that breaks the accuracy budget no further than chance explains."
                 )

@@ -219,7 +219,7 @@ def _repair(
         kept_share = f" Of the way from the pruned network to the repaired one {share:.0%} fits the accuracy budget."
         repair = dataclasses.replace(repair, reason=repair.reason + kept_share)
     outcome = dataclasses.replace(outcome, repair=repair, estimate=estimate)
-    if status == "repaired" or budget is None or not bench.spec.caps or not carriers(network):
+    if budget is None or not bench.spec.caps or not carriers(network):
         return outcome
     caps = cap_repaired(bench, lambda: within_budget(bench, right_before_N, budget))
     if caps.status == "added":
