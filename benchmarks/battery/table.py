@@ -25,9 +25,9 @@ SURVIVES = 0.10
 _NONE = "-"
 # Whoever tunes on these models changes this sentence.
 _HELD_OUT_NOTE = (
-    "No constant of the library was chosen while figures of these models were seen, but for the tightness of caps "
-    "beside a repair, which was set while the two with a frame were looked at; those with blinds and a negative were "
-    "trained afterwards."
+    "No constant of the library was chosen while figures of these models were seen, but for the rule of caps behind a "
+    "repair (`@pt2`), which was set while those with a frame, blinds on a residual network and a negative on a plain "
+    "one were looked at; blinds and negatives were planted after the other constants."
 )
 _HELD_OUT_RECIPES = {
     "auto": "`auto`, sent as weights",

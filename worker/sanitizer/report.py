@@ -213,11 +213,11 @@ class Repair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapPoint:
-    """Caps of one tightness, judged on all images that are not held out, or behind a repair on the selection split.
+    """Caps of one tightness, judged on all images that are not held out.
 
     `deviations` is k of mean + k · std; `worst_recall_drop` the largest loss of any class's recall against the suspect,
-    or against the repaired network. A point is `admissible` if it keeps the budget on those images; behind a repair a
-    loss that chance explains is none.
+    or behind a repair against the repaired network. A point is `admissible` if it keeps the budget; behind a repair, if
+    the bounds cost no more than half of it and the whole is not broken by more than chance explains.
     """
 
     deviations: float

@@ -13,11 +13,11 @@ from worker.sanitizer.recipes import RecipeNotApplicableError, activation_caps
 from worker.sanitizer.recipes.activation_caps import (
     DEVIATIONS,
     add_caps,
+    answers_now,
     cap_pruned,
     cap_repaired,
     caps,
     carriers,
-    suspect_answers,
 )
 from worker.sanitizer.recipes.workbench import Outcome
 from worker.sanitizer.report import Choice
@@ -130,7 +130,7 @@ def test_scaling_a_layer_and_undoing_it_in_the_next_moves_no_answer(named):
 def test_bounds_that_stop_no_suspects_trigger_are_lifted(named):
     made = named()
     before = made.scores()
-    first = suspect_answers(made.bench)
+    first = answers_now(made.bench)
     # No trigger at all: what it sends anywhere are mistakes, which bounds do not stop.
     report = add_caps(made.bench, first, [planted(1, opacity=0.0)])
     assert report.status == "not_added"
@@ -144,7 +144,7 @@ def test_a_trigger_that_hardly_works_keeps_no_bounds(named, monkeypatch):
     # The one that works is untouched; of the other's few successes half are gone.
     shares = iter([[0.95, 0.02], [0.95, 0.01]])
     monkeypatch.setattr(activation_caps, "_successes", lambda *_: next(shares))
-    report = add_caps(made.bench, suspect_answers(made.bench), [planted(0), planted(1)])
+    report = add_caps(made.bench, answers_now(made.bench), [planted(0), planted(1)])
     assert report.status == "not_added"
     assert made.bench.network.bounds.by_value() == {}
 
@@ -212,6 +212,18 @@ def test_beside_a_repair_the_tightest_bound_that_is_admissible_is_taken(named, k
         maps = seen[site.name].astype(np.float64)
         wanted = maps.mean(axis=(0, 2, 3)) + deviations * maps.std(axis=(0, 2, 3))
         np.testing.assert_allclose(bounds[site.tap].flatten().numpy(), wanted, rtol=1e-5)
+
+
+def test_behind_a_repair_bounds_may_cost_half_of_the_budget(named, monkeypatch):
+    monkeypatch.setattr(activation_caps, "DEVIATIONS_REPAIRED", ks := (0.0, 0.5, 1.0, 2.0, 3.0))
+    found = {}
+    for budget in (0.0, 0.3):
+        made = named(spec=SanitizeSpec(selection=AccuracyBudget(max_accuracy_drop=budget)))
+        report = found[budget] = cap_repaired(made.bench, lambda: True)
+        assert [point.deviations for point in report.curve] == list(ks[: len(report.curve)])
+        assert [point.admissible for point in report.curve] == [False] * (len(report.curve) - 1) + [True]
+        assert report.curve[-1].accuracy >= 0.98 - budget / 2
+    assert found[0.3].deviations < found[0.0].deviations
 
 
 def test_a_file_that_cannot_carry_bounds_is_refused(suspect):
