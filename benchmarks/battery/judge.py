@@ -57,7 +57,7 @@ class Job:
     @property
     def spec(self) -> SanitizeSpec:
         """The specification that the product is given."""
-        return make_spec(self.recipe.partition("@")[0], seed=self.seed, device=self.device)
+        return make_spec(self.recipe, seed=self.seed, device=self.device)
 
     @property
     def form(self) -> Form:
@@ -78,22 +78,21 @@ def form_of(recipe: str) -> Form:
         InvalidSpecError: it is nothing that models are sent as.
     """
     named = recipe.partition("@")[2] or WEIGHTS
-    form = next((one for one in get_args(Form) if one == named), None)
-    if form is None:
+    if named not in get_args(Form):
         raise InvalidSpecError(f"models are sent as {' or '.join(get_args(Form))}, not as {named!r}")
-    return cast("Form", form)
+    return cast("Form", named)
 
 
 def make_spec(recipe: str, *, seed: int, device: str) -> SanitizeSpec:
     """Return the specification of `NAME` or `NAME:field=value:field=value`, where a value is JSON or a bare word.
 
     A field of the selection is named with a point: `selection.max_accuracy_drop=0.05`. The name `default` leaves the
-    recipe to the product.
+    recipe to the product. What stands behind an `@` is no part of the specification: see `form_of`.
 
     Raises:
         InvalidSpecError: the product refuses it.
     """
-    name, *changes = recipe.split(":")
+    name, *changes = recipe.partition("@")[0].split(":")
     fields: dict[str, Any] = {} if name == DEFAULT else {"recipe": name}
     for change in changes:
         field, _, value = change.partition("=")
@@ -253,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for recipe in recipes:
             form_of(recipe)
-            make_spec(recipe.partition("@")[0], seed=0, device=options.device)
+            make_spec(recipe, seed=0, device=options.device)
     except InvalidSpecError as error:
         print(error, file=sys.stderr)
         return 2

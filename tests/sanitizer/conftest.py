@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
+from worker.sanitizer import masks
 from worker.sanitizer.architectures import build
 from worker.sanitizer.case import Images
 from worker.sanitizer.evaluate import accuracy, predict
@@ -86,6 +87,14 @@ class Suspect:
 
     def tensors(self):
         return {name: tensor.detach().clone() for name, tensor in self.bench.network.tensors.items()}
+
+    def without(self, channel):
+        """Silence this channel of the first layer; returns the mask."""
+        site = self.bench.network.sites[0]
+        keep = torch.ones(site.num_channels, dtype=torch.bool)
+        keep[channel] = False
+        masks.silence(self.bench.network, mask := {site.name: keep})
+        return mask
 
     def silent(self, mask):
         """Whether exactly the masked channels' maps are zero, and at least those."""

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from tests.sanitizer.conftest import TARGET
-from worker.sanitizer import masks, repair
+from worker.sanitizer import repair
 from worker.sanitizer.recipes.auto import SMALL_MASKS
 from worker.sanitizer.repair import Course, chances, interpolate, snapshot, stamp_randomly, unlearn
 from worker.sanitizer.residual import ResidualSearch
@@ -142,14 +142,11 @@ def test_a_course_on_clean_images_alone_makes_no_others(suspect, monkeypatch):
 
 def test_pruned_channels_stay_silent_while_the_network_learns(suspect):
     made = suspect()
-    site = made.bench.network.sites[0]
-    keep = torch.ones(site.num_channels, dtype=torch.bool)
-    keep[1] = False
-    masks.silence(made.bench.network, {site.name: keep})
+    mask = made.without(1)
     before = snapshot(made.bench.network)
     start = searched(made.bench, [1], steps=2)
-    unlearnt(made.bench, start, course=COURSE, steps=3, anchor=before, mask={site.name: keep})
-    assert made.silent({site.name: keep})
+    unlearnt(made.bench, start, course=COURSE, steps=3, anchor=before, mask=mask)
+    assert made.silent(mask)
     assert any(not torch.equal(tensor, before[name]) for name, tensor in made.tensors().items())
 
 

@@ -101,9 +101,14 @@ def capped(network: Network, caps: Mapping[str, Tensor]) -> list[CappedLayer]:
     """The layers with bounded activations; `caps` are the bounds by what the file calls the value."""
     values = network.value_names()
     return [
-        CappedLayer(name=site.name, value=value, num_channels=site.num_channels, sha256=tensor_sha256(caps[value]))
+        CappedLayer(
+            name=site.name,
+            value=values[site.name],
+            num_channels=site.num_channels,
+            sha256=tensor_sha256(caps[values[site.name]]),
+        )
         for site in network.sites
-        if (value := values.get(site.name)) in caps and value is not None
+        if values.get(site.name) in caps
     ]
 
 

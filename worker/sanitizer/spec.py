@@ -12,7 +12,6 @@ MAX_CLASSES = 100_000
 MAX_CHANNELS = 64
 MAX_SIDE = 4096
 MAX_NAME = 200
-MAX_COMPARED = 13
 
 ArchitectureSource = Literal["builtin", "torchvision", "timm", "transformers", "file"]
 # fmt: off
@@ -40,6 +39,8 @@ NORM_CRITERIA = ("linf", "l1", "l2", "linf_over_l2")
 NEEDS_TRIGGERS = ("entropy", "logit_contribution")
 # The recipes that look at `inputs`; the others ignore it.
 USES_INPUTS = ("auto", "prune")
+# A recipe is compared with each of the others once.
+MAX_COMPARED = len(get_args(Recipe)) - 1
 SCOPES: tuple[str, ...] = get_args(Scope)
 CHOICES: dict[str, tuple[str, ...]] = {
     "recipe": get_args(Recipe),

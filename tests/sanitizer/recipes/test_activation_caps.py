@@ -13,11 +13,12 @@ from worker.sanitizer.recipes import RecipeNotApplicableError, activation_caps
 from worker.sanitizer.recipes.activation_caps import (
     DEVIATIONS,
     add_caps,
-    answers_now,
+    answers_to,
     cap_pruned,
     cap_repaired,
     caps,
     carriers,
+    judging,
 )
 from worker.sanitizer.recipes.workbench import Outcome
 from worker.sanitizer.report import Choice
@@ -130,13 +131,14 @@ def test_scaling_a_layer_and_undoing_it_in_the_next_moves_no_answer(named):
 def test_bounds_that_stop_no_suspects_trigger_are_lifted(named):
     made = named()
     before = made.scores()
-    first = answers_now(made.bench)
+    images = judging(made.bench)
+    first = answers_to(made.bench.network, images)
     # No trigger at all: what it sends anywhere are mistakes, which bounds do not stop.
-    report = add_caps(made.bench, first, [planted(1, opacity=0.0)])
+    report = add_caps(made.bench, images, first, [planted(1, opacity=0.0)])
     assert report.status == "not_added"
     assert "half" in report.reason
     assert made.scores() == before
-    assert add_caps(made.bench, first, [planted(1, opacity=0.0), planted(0)]).status == "added"
+    assert add_caps(made.bench, images, first, [planted(1, opacity=0.0), planted(0)]).status == "added"
 
 
 def test_a_trigger_that_hardly_works_keeps_no_bounds(named, monkeypatch):
@@ -144,21 +146,19 @@ def test_a_trigger_that_hardly_works_keeps_no_bounds(named, monkeypatch):
     # The one that works is untouched; of the other's few successes half are gone.
     shares = iter([[0.95, 0.02], [0.95, 0.01]])
     monkeypatch.setattr(activation_caps, "_successes", lambda *_: next(shares))
-    report = add_caps(made.bench, answers_now(made.bench), [planted(0), planted(1)])
+    images = judging(made.bench)
+    report = add_caps(made.bench, images, answers_to(made.bench.network, images), [planted(0), planted(1)])
     assert report.status == "not_added"
     assert made.bench.network.bounds.by_value() == {}
 
 
 def test_silenced_channels_stay_silent_under_their_bounds(named):
     made = named()
-    site = made.bench.network.sites[0]
-    keep = torch.ones(site.num_channels, dtype=torch.bool)
-    keep[2] = False
-    masks.silence(made.bench.network, {site.name: keep})
+    mask = made.without(2)
     caps(made.bench)
-    bound = made.bench.network.bounds.by_value()[site.tap].flatten()
+    bound = made.bench.network.bounds.by_value()[made.bench.network.sites[0].tap].flatten()
     assert bound[2] == 0
-    assert made.silent({site.name: keep})
+    assert made.silent(mask)
 
 
 def pruned(made, mask):

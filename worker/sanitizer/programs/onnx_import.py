@@ -96,7 +96,9 @@ def _build(file: OnnxFile, batches: tuple[int, ...]) -> Imported:
         if output in node.outputs and node.op in _MONOTONE and _is_over_classes(file, node, values):
             values[output] = values[node.inputs[0]]
             continue
-        _run(builder, file, node, values, uses, is_float32=is_float32)
+        _run(builder, file, node, values, uses)
+        if is_float32:
+            _name(node, values)
     if output not in values:
         values[output] = builder.file_tensor(output)
     logits = values[output]
@@ -154,9 +156,15 @@ def _is_over_classes(file: OnnxFile, node: OnnxNode, values: dict[str, Value]) -
     return source is not None and source.rank == 2 and axis in {1, -1}
 
 
-def _run(
-    builder: Builder, file: OnnxFile, node: OnnxNode, values: dict[str, Value], uses: Counter[str], *, is_float32: bool
-) -> None:
+def _name(node: OnnxNode, values: dict[str, Value]) -> None:
+    """Note what the file calls the values of a node; an operator that passes its input on leaves the first name."""
+    made = {name: values[name].node for name in node.outputs if name in values}
+    for name, computed in made.items():
+        if name and computed is not None and computed.op == "call_function":
+            computed.meta.setdefault(VALUE_NAME, name)
+
+
+def _run(builder: Builder, file: OnnxFile, node: OnnxNode, values: dict[str, Value], uses: Counter[str]) -> None:
     handler = _OPERATORS.get(node.op)
     if handler is None:
         raise OnnxOperatorError(
@@ -175,8 +183,6 @@ def _run(
     results = result if isinstance(result, list) else [result]
     for index, name in enumerate(node.outputs):
         if index < len(results):
-            values[name] = made = results[index]
-            if is_float32 and made.node is not None and made.node.op == "call_function":
-                made.node.meta.setdefault(VALUE_NAME, name)
+            values[name] = results[index]
         elif uses[name]:
             raise builder.refusal(f"has an output {index} that is not supported")

@@ -96,11 +96,10 @@ def write(file: BinaryIO, source: Pt2File, changed: Mapping[str, Tensor], others
     Raises:
         TiedTensorsDisagreeError: two names share memory but were given different values.
     """
-    patched = _patched(source, changed)
+    new: dict[str, bytes | bytearray] = {**_patched(source, changed), **others}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in dict.fromkeys([*source.members, *others]):
-            data = others.get(name) or patched.get(name) or source.bytes_of(name)
-            _append(archive, file, f"{source.root}/{name}", data)
+            _append(archive, file, f"{source.root}/{name}", new[name] if name in new else source.bytes_of(name))
 
 
 def _payloads(bare: Pt2File, folder: str, prefix: str) -> dict[str, Payload]:

@@ -50,7 +50,8 @@ def caps(bench: Workbench) -> Outcome:
             "Activation caps are operators of the network, which a file of weights alone cannot carry, nor one whose "
             "activations are not in float32. Upload an exported program (.pt2) or ONNX, or choose another recipe."
         )
-    added = add_caps(bench, answers_now(bench))
+    images = judging(bench)
+    added = add_caps(bench, images, answers_to(bench.network, images))
     return Outcome(choice=Choice(num_pruned=0, num_in_scope=0, reason=added.reason), caps=added)
 
 
@@ -64,15 +65,15 @@ def cap_pruned(bench: Workbench, outcome: Outcome, before: Snapshot) -> Outcome:
         outcome: Of the pruning, with the suspects' triggers.
         before: The suspect's tensors.
     """
-    network = bench.network
+    network, images = bench.network, judging(bench)
     pruned = snapshot(network)
     network.load(before)
-    first = answers_now(bench)
-    alone = add_caps(bench, first, outcome.triggers)
+    first = answers_to(network, images)
+    alone = add_caps(bench, images, first, outcome.triggers)
     left_alone, bounds = _successes(bench, outcome.triggers), network.bounds.copies()
     network.bounds.lift()
     network.load(pruned)
-    beside = add_caps(bench, first, outcome.triggers)
+    beside = add_caps(bench, images, first, outcome.triggers)
     if alone.status == "not_added" or sum(_successes(bench, outcome.triggers)) < sum(left_alone):
         return replace(outcome, caps=beside)
     network.load({**before, **bounds})
@@ -91,10 +92,9 @@ def cap_repaired(bench: Workbench, is_admissible: Callable[[], bool]) -> Caps:
         is_admissible: Whether the network as it is keeps the budget, by the images that nothing was trained on.
     """
     network, sites = bench.network, carriers(bench.network)
-    images, limits = bench.repair.join(bench.select), limits_of(bench.spec)
+    images, limits = judging(bench), limits_of(bench.spec)
     limits = replace(limits, accuracy_drop=REPAIRED_SHARE * limits.accuracy_drop)
-    first = answers_now(bench)
-    tried = []
+    first, tried = answers_to(network, images), []
     with bench.phase("cap", len(DEVIATIONS_REPAIRED)) as advance:
         found = moments(network, batched(images.pixels_NCHW), sites)
         for deviations in DEVIATIONS_REPAIRED:
@@ -104,10 +104,8 @@ def cap_repaired(bench: Workbench, is_admissible: Callable[[], bool]) -> Caps:
             advance(1)
             if tried[-1].admissible:
                 reason = (
-                    f"A repair can miss a trigger that was not synthesised: each channel of {len(sites)} of "
-                    f"{len(network.sites)} layers is bounded by its mean plus {deviations:g} standard deviations, the "
-                    f"tightest bound tried that {at_most(limits)} beside the repair, on {len(images)} images that were "
-                    "not held out."
+                    f"A repair can miss a trigger that was not synthesised. {_tightest(network, sites, deviations)} "
+                    f"{at_most(limits)} beside the repair, on {len(images)} images that were not held out."
                 )
                 return Caps(status="added", reason=reason, deviations=deviations, curve=tried)
     network.bounds.lift()
@@ -115,10 +113,14 @@ def cap_repaired(bench: Workbench, is_admissible: Callable[[], bool]) -> Caps:
     return Caps(status="not_added", reason=reason, curve=tried)
 
 
-def answers_now(bench: Workbench) -> Answers:
-    """What the network as it is answers to the images that judge bounds: all that are not held out."""
-    images = bench.repair.join(bench.select)
-    return answers(bench.network, images.pixels_NCHW, images.labels)
+def judging(bench: Workbench) -> Images:
+    """The images that judge bounds: all that are not held out."""
+    return bench.repair.join(bench.select)
+
+
+def answers_to(network: Network, images: Images) -> Answers:
+    """What the network as it is answers to labelled images."""
+    return answers(network, images.pixels_NCHW, images.labels)
 
 
 def carriers(network: Network) -> list[Site]:
@@ -127,7 +129,7 @@ def carriers(network: Network) -> list[Site]:
     return [site for site in network.sites if site.name in names]
 
 
-def add_caps(bench: Workbench, first: Answers, triggers: Sequence[Suspected] = ()) -> Caps:
+def add_caps(bench: Workbench, images: Images, first: Answers, triggers: Sequence[Suspected] = ()) -> Caps:
     """Bound the activations of the network as it is; it is as before where no bounds are worth their price.
 
     All images that are not held out judge, by counts: bounded activations make every answer less sure, right or wrong.
@@ -136,12 +138,12 @@ def add_caps(bench: Workbench, first: Answers, triggers: Sequence[Suspected] = (
 
     Args:
         bench: The workbench.
-        first: What the suspect answers to those images.
+        images: Those that judge.
+        first: What the suspect answers to them.
         triggers: Of the suspects. One of them that works must lose half of its success, if there are any.
     """
     network, sites = bench.network, carriers(bench.network)
     limits = limits_of(bench.spec)
-    images = bench.repair.join(bench.select)
     seen = f"on {len(images)} images that were not held out"
     before = _successes(bench, triggers)
     with bench.phase("cap", len(DEVIATIONS)) as advance:
@@ -166,12 +168,16 @@ def add_caps(bench: Workbench, first: Answers, triggers: Sequence[Suspected] = (
         network.bounds.lift()
         reason = "Bounds of activations were lifted again: no suspect's trigger that works lost half of its success."
         return Caps(status="not_added", reason=reason, curve=tried)
-    reason = (
-        f"Each channel of {len(sites)} of {len(network.sites)} layers is bounded by its mean plus "
-        f"{chosen.deviations:g} standard deviations, the tightest bound tried that {at_most(limits)} {seen} "
-        f"({chosen.accuracy:.1%} after)."
-    )
+    said = _tightest(network, sites, chosen.deviations)
+    reason = f"{said} {at_most(limits)} {seen} ({chosen.accuracy:.1%} after)."
     return Caps(status="added", reason=reason, deviations=chosen.deviations, curve=tried)
+
+
+def _tightest(network: Network, sites: Sequence[Site], deviations: float) -> str:
+    return (
+        f"Each channel of {len(sites)} of {len(network.sites)} layers is bounded by its mean plus {deviations:g} "
+        "standard deviations, the tightest bound tried that"
+    )
 
 
 def _bounds(found: Mapping[str, Moments], deviations: float) -> dict[str, Tensor]:
@@ -179,7 +185,7 @@ def _bounds(found: Mapping[str, Moments], deviations: float) -> dict[str, Tensor
 
 
 def _point(network: Network, images: Images, first: Answers, limits: Limits, deviations: float) -> CapPoint:
-    point = compared(0, first, answers(network, images.pixels_NCHW, images.labels), images.labels)
+    point = compared(0, first, answers_to(network, images), images.labels)
     accuracy_before = float((first.predicted_N == images.labels).double().mean())
     return CapPoint(
         deviations=deviations,
