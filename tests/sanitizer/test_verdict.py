@@ -43,6 +43,8 @@ def findings(sizes, reached=None, classes=None, anywhere=50.0, destination=None,
         perturbation_success=torch.tensor(reached or [0.2] * number, dtype=torch.float64),
         natural_size=torch.tensor(natural or [40.0] * number, dtype=torch.float64),
         natural_success=torch.tensor(natural_reached or [0.2] * number, dtype=torch.float64),
+        random_share=torch.zeros(6, number, dtype=torch.float64),
+        natural_random_share=torch.zeros(6, number, dtype=torch.float64),
     )
 
 

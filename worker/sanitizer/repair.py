@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from worker.sanitizer import masks
 from worker.sanitizer.case import Images
-from worker.sanitizer.disturbances import disturb
+from worker.sanitizer.disturbances import Family, disturb
 from worker.sanitizer.network import Network
 from worker.sanitizer.residual import ResidualSearch
-from worker.sanitizer.training import minibatches, mirror, patchwork
+from worker.sanitizer.training import minibatches, mirror, patchwork, shift
 from worker.sanitizer.trigger import ANYWHERE, Inversion, Triggers, at_once
 
 RATE = 1e-3
@@ -45,6 +45,7 @@ class Course:
         batch_size: B.
         search_batch: Images of a step of the search.
         random_weight: r of patchworks under random triggers.
+        families: Kinds of random triggers, one that is named twice twice as often; all alike where none is named.
         residual_weight: q of patchworks under triggers that depend on the image.
         temperature: τ, by which logits are divided before they are compared with the suspect's. The answers of a sure
             network say little of the other classes; softened ones do, and so hold more of what it knows.
@@ -59,6 +60,7 @@ class Course:
     batch_size: int
     search_batch: int
     random_weight: float = 0.0
+    families: tuple[Family, ...] = ()
     residual_weight: float = 0.0
     temperature: float = 1.0
     mirrored: bool = False
@@ -121,15 +123,16 @@ def unlearn(
 
     Per step each trigger goes one step on, and the network one on
 
-        CE(f(x), y) + w K(z) + v K(t(z)) + r K(d(z)) + q K(g(z))  with  K(z') = τ KL(f₀(z) ‖ f(z')),
+        CE(f(s(x)), y) + w K(z) + v K(t(z)) + r K(d(z)) + q K(g(z))  with  K(z') = τ KL(f₀(z) ‖ f(z')),
 
-    where f₀ is the suspect, z a patchwork of the batch (mirrored or not), t one of the masks by its `chances`, d a
-    random trigger and g one that depends on the image and leads where it was asked to. In K both answers are softened
-    by τ, after Hinton et al., "Distilling the Knowledge in a Neural Network", 2015 (whose τ² in place of τ would keep
-    the gradients' size).
+    where f₀ is the suspect, s a random shift, z a patchwork of the batch (mirrored or not), t one of the masks by its
+    `chances`, d a random trigger and g one that depends on the image and leads where it was asked to. The suspect is
+    not asked about shifted images: to a network with a warp for a trigger a shift can be one, and its answer would
+    teach the backdoor anew. In K both answers are softened by τ, after Hinton et al., "Distilling the Knowledge in a
+    Neural Network", 2015 (whose τ² in place of τ would keep the gradients' size).
     The suspect's answers to z are what it knows of clean images; there is no end of patchworks, so none is learnt by
-    heart. Without patchworks z is x, and CE(f(t(x)), y) stands for K(t(z)). The sizes of the masks are bounded, so that
-    what every network has, large universal perturbations, is left alone.
+    heart. Without patchworks z is s(x), and CE(f(t(z)), y) stands for K(t(z)). The sizes of the masks are bounded, so
+    that what every network has, large universal perturbations, is left alone.
 
     Args:
         network: Changed in place.
@@ -169,16 +172,17 @@ def unlearn(
     rate = course.rate_share * RATE
     optimizer = torch.optim.Adam(parameters, lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=WARM_UP_SHARE)
-    batches = minibatches(images, batch_size=course.batch_size, generator=generator, device=device, max_shift=MAX_SHIFT)
+    batches = minibatches(images, batch_size=course.batch_size, generator=generator, device=device)
     for pixels_BCHW, labels_B in islice(batches, steps):
+        moved_BCHW = shift(pixels_BCHW, MAX_SHIFT, generator)
         few = next(small)
         search.step(*few)
-        pieced_BCHW = patchwork(pixels_BCHW, generator) if course.patchwork else pixels_BCHW
+        pieced_BCHW = patchwork(pixels_BCHW, generator) if course.patchwork else moved_BCHW
         if course.patchwork and course.mirrored:
             pieced_BCHW = mirror(pieced_BCHW, generator)
         with torch.no_grad():
             anchor_BK = (network(pieced_BCHW, anchor) / course.temperature).softmax(dim=1)
-        lessons = _lessons(course, pixels_BCHW, pieced_BCHW, search.triggers(), chance_T, generator)
+        lessons = _lessons(course, moved_BCHW, pieced_BCHW, search.triggers(), chance_T, generator)
         if residual is not None:
             residual.step(*few)
             lessons.append(Lesson(residual.stamp_randomly(pieced_BCHW), anchor_weight=course.residual_weight))
@@ -202,7 +206,7 @@ def unlearn(
 
 def _lessons(
     course: Course,
-    pixels_BCHW: Tensor,
+    moved_BCHW: Tensor,
     pieced_BCHW: Tensor,
     triggers: Triggers,
     chance_T: Tensor,
@@ -211,16 +215,16 @@ def _lessons(
     stamped_BCHW = stamp_randomly(triggers, chance_T, pieced_BCHW, generator)
     if not course.patchwork:
         return [
-            Lesson(pixels_BCHW, labels_weight=1.0, anchor_weight=course.anchor_weight),
+            Lesson(moved_BCHW, labels_weight=1.0, anchor_weight=course.anchor_weight),
             Lesson(stamped_BCHW, labels_weight=course.trigger_weight),
         ]
     lessons = [
-        Lesson(pixels_BCHW, labels_weight=1.0),
+        Lesson(moved_BCHW, labels_weight=1.0),
         Lesson(stamped_BCHW, anchor_weight=course.trigger_weight),
         Lesson(pieced_BCHW, anchor_weight=course.anchor_weight),
     ]
     if course.random_weight:
-        lessons.append(Lesson(disturb(pieced_BCHW, generator), anchor_weight=course.random_weight))
+        lessons.append(Lesson(disturb(pieced_BCHW, generator, course.families), anchor_weight=course.random_weight))
     return lessons
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from worker.sanitizer import pull
 from worker.sanitizer.evaluate import Z_95_ONE_SIDED
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.inspection import (
@@ -81,9 +82,7 @@ _REASONS: dict[RepairStatus, str] = {
     "partly_repaired": "Synthesised triggers work less often, and still too often.",
     "not_repaired": "Synthesised triggers still work on most images.",
 }
-_STILL_REACHED = (
-    "But a faint change of the whole image still leads to class {}, as to no other: the target may be that one."
-)
+_STILL_REACHED = "But faint or random changes of the image still lead to class {} as to no other: it may be the target."
 _NOT_NEEDED = "No synthesised trigger works after pruning, so no activation was bounded."
 _NO_PLACE = (
     "Triggers still work after pruning, and the file has no place for bounds of activations, which an exported program "
@@ -175,7 +174,7 @@ def _repair(
     """
     network, mask = bench.network, outcome.mask
     sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"
-    course = SMALL_MASKS if suspicion.of_small_masks else LARGE_MASKS
+    course = _leaning(SMALL_MASKS if suspicion.of_small_masks else LARGE_MASKS, findings)
     taught = suspicion.taught
     accuracy_pruned = _select_accuracy(bench)
     start = snapshot(network)
@@ -225,6 +224,14 @@ def _repair(
     if caps.status == "added":
         outcome = dataclasses.replace(outcome, estimate=_estimate(bench, outcome, suspicion))
     return dataclasses.replace(outcome, caps=caps)
+
+
+def _leaning(course: Course, findings: Findings) -> Course:
+    """With as many random triggers again, all of the kinds that lead to a class as by nature they do not, if any do."""
+    kinds = pull.telling(findings.pull)
+    if not kinds:
+        return course
+    return dataclasses.replace(course, random_weight=2 * course.random_weight, families=pull.leaning(kinds))
 
 
 def _is_admissible(bench: Workbench, right_before_N: Tensor, budget: AccuracyBudget | None) -> bool:
@@ -292,10 +299,14 @@ def _invert_again(bench: Workbench, targets: Sequence[int]) -> Triggers:
 
 
 def _standing_out(bench: Workbench, findings: Findings) -> list[int]:
+    """The classes that a faint change of the image reaches as no other, or random triggers as by nature they do not."""
     with bench.phase("estimate", PERTURBATION_STEPS) as advance:
-        return standing_out(
+        out = standing_out(
             bench.network, bench.repair, bench.select, findings.classes, generator=bench.generator, advance=advance
         )
+    seed = bench.generator.initial_seed()
+    share_FK = pull.ends(bench.network, bench.repair, findings.classes, seed=seed)
+    return list(dict.fromkeys([*out, *pull.pulled(share_FK - findings.natural_random_share, findings.classes)]))
 
 
 def _answer(estimate: SyntheticAttackSuccess, left: Sequence[int], doubt: str | None) -> tuple[RepairStatus, str]:
