@@ -8,6 +8,7 @@ import torch
 
 from tests.sanitizer.conftest import answered
 from worker.sanitizer import verdict as verdicts
+from worker.sanitizer.disturbances import FAMILIES, add_wave, blend, warp
 from worker.sanitizer.recipes import RECIPES
 from worker.sanitizer.repair import snapshot
 from worker.sanitizer.report import SyntheticAttackSuccess
@@ -145,6 +146,41 @@ def test_where_no_small_mask_is_sure_the_course_is_slower_and_longer(shortened, 
     course, steps = taught[0]
     assert (course.rate_share, course.mirrored) == ((1.0, False) if of_small_masks else (0.5, True))
     assert steps == max(8, 4 * len(outcome.repair.classes)) * (1.0 if of_small_masks else 1.5)
+
+
+@pytest.mark.parametrize("kinds", [[], [warp], [blend, add_wave]])
+def test_random_triggers_of_a_kind_that_leads_to_a_class_come_beside_the_others(shortened, monkeypatch, kinds):
+    auto = importlib.import_module("worker.sanitizer.recipes.auto")
+    unlearn, taught = auto.unlearn, []
+    monkeypatch.setattr(auto.pull, "telling", lambda _: kinds)
+    monkeypatch.setattr(auto, "unlearn", lambda *given, **named: (taught.append(given[4]), unlearn(*given, **named)))
+    shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged="suspicious")
+    families = taught[0].families or FAMILIES
+    weight = taught[0].random_weight / len(families)
+    # Every other kind keeps its weight; these together get as much again as all of them had.
+    assert all(weight * families.count(one) == pytest.approx(20 / 6) for one in FAMILIES if one not in kinds)
+    assert weight * sum(families.count(one) for one in kinds) == pytest.approx((20 + 20 / 6 * len(kinds)) * bool(kinds))
+
+
+def test_a_class_that_random_triggers_still_lead_to_withholds_repaired(shortened, monkeypatch):
+    auto = importlib.import_module("worker.sanitizer.recipes.auto")
+    monkeypatch.setattr(auto, "standing_out", lambda *_, **__: [])
+    found = SyntheticAttackSuccess(before=1.0, after=-1.0, num_triggers=1)
+    monkeypatch.setattr(auto, "_estimate", lambda *_: found)
+    ends, asked = auto.pull.ends, []
+
+    def led(network, images, classes, *, seed):
+        asked.append(network)
+        share_FK = torch.zeros_like(ends(network, images, classes, seed=seed))
+        # The witness is the second to be asked.
+        share_FK[0, 2] = 0.0 if len(asked) == 2 else 0.9
+        return share_FK
+
+    monkeypatch.setattr(auto.pull, "ends", led)
+    outcome, _, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)))
+    assert asked[1] not in (asked[0], *asked[2:])
+    assert outcome.repair.status == "partly_repaired"
+    assert "to class 2" in outcome.repair.reason
 
 
 def test_no_second_round_follows_where_the_verdict_is_not_sure(shortened):
