@@ -96,6 +96,22 @@ def test_a_class_that_is_rather_loud_is_unlearnt_widely_though_the_verdict_names
     assert sure.of_small_masks == (4 in targets)
 
 
+@pytest.mark.parametrize(
+    ("times", "judged", "targets"),
+    [(8.1, "backdoored", [2, 4]), (7.9, "backdoored", [2]), (8.1, "suspicious", [4, 2]), (7.9, "suspicious", [2])],
+)
+def test_a_mask_eight_times_smaller_than_the_median_is_unlearnt_widely_whatever_nature_says(times, judged, targets):
+    # Nature has it too, but for a little: the witness has learnt the backdoor. Another class is beyond doubt.
+    tiny = Candidate(4, masks([4], size=3.0), Said(math.log(times), 0.0, 0.1, 0.0, 3.3), 0.05)
+    made = [candidate(2, 2.0, 5.0, 0.05), tiny, *(candidate(*one) for one in PLAIN)]
+    suspicion = suspect(made, Verdict(verdict=judged, reason="", target_classes=[2]))
+    assert suspicion.targets == targets
+    if 4 in targets:
+        row = targets.index(4)
+        assert float(suspicion.bounds_T[row]) == pytest.approx(float(bounds(tiny.trigger)[0]))
+        assert float(suspicion.taught_T[row]) == pytest.approx(2 * float(bounds(tiny.trigger)[0]))
+
+
 def test_of_several_classes_that_are_rather_loud_the_loudest_is_unlearnt_and_beyond_doubt_none():
     louder, less = (
         Candidate(target, masks([target]), Said(loud, 2 * loud, 0.0, 0.0), 0.05)

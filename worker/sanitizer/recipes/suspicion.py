@@ -22,6 +22,9 @@ MAX_CLOSE = 3
 # A target whose mask is smaller than a third of what is natural is always taken, whatever the other statistics say: to
 # unlearn a small mask costs little.
 SMALL = math.log(3)
+# Nor does it matter what nature says of one eight times smaller than the median class's: a witness may have learnt a
+# loud backdoor too. In clean networks of the battery none was five times smaller.
+TINY = math.log(8)
 # Each class that is unlearnt for nothing costs accuracy. So one of at least this relief is taken only where the verdict
 # is not sure; and one that is loud though nature explains it, unless a class is so strong that it leaves no doubt. Both
 # were set by hand on networks of the battery.
@@ -124,7 +127,7 @@ class _Taken:
 
     Attributes:
         rows: All of them, the surest first.
-        sure: Of classes that the verdict is sure of, or that are loud.
+        sure: Of classes that the verdict is sure of, or that are loud, or of a tiny mask.
         wide: The sure ones that are loud, or of a small mask.
         strongest: Of the class of the strongest evidence, taken or not.
         of_small_masks: As a `Suspicion` has it.
@@ -142,19 +145,20 @@ def _whom(candidates: Sequence[Candidate], verdict: Verdict) -> _Taken:
 
     Where the verdict is sure, its classes, and where it is so by loudness alone, those that are stronger than the loud;
     elsewhere the strongest, those that it names and those that are cheap to unlearn. Unless it is beyond doubt, those
-    that are loud, or the loudest. Beside them those of a small mask, and the trigger that leads anywhere, if it was
-    tried: where the verdict is sure of that one alone it may be all.
+    that are loud, or the loudest. Beside them those of a small or tiny mask, and the trigger that leads anywhere, if it
+    was tried: where the verdict is sure of that one alone it may be all.
     """
     strength_T, relief_T = strength(candidates), relief(candidates)
     classes = [row for row, one in enumerate(candidates) if one.target != ANYWHERE]
     classes.sort(key=lambda row: -float(strength_T[row]))
     anywhere = [row for row, one in enumerate(candidates) if one.target == ANYWHERE]
-    small = [row for row in classes if candidates[row].said.excess_prominence > SMALL]
+    tiny = [row for row in classes if candidates[row].said.prominence > TINY]
+    small = [row for row in classes if candidates[row].said.excess_prominence > SMALL or row in tiny]
     named = [row for row in classes if candidates[row].target in verdict.target_classes]
     strongest = float(strength_T[classes[0]])
     loud = _loud(candidates, classes) if strongest <= CERTAIN_STRENGTH else []
     is_sure = verdict.verdict == "backdoored"
-    sure = [*(named if is_sure else []), *loud]
+    sure = [*(named if is_sure else []), *loud, *tiny]
     close = [row for row in classes if float(strength_T[row]) >= strongest - CLOSE_TO_STRONGEST][:MAX_CLOSE]
     likely = [*close, *named, *(row for row in classes if float(relief_T[row]) > CHEAP)]
     if is_sure and strongest <= BACKDOORED_STRENGTH and loud and not anywhere:
