@@ -48,6 +48,15 @@ def findings(sizes, reached=None, classes=None, anywhere=50.0, destination=None,
     )
 
 
+def test_the_evidence_says_which_random_triggers_lead_to_a_class_beyond_nature():
+    found = findings([30.0, 40.0, 50.0])
+    found.random_share[5, 1], found.natural_random_share[5, 1] = 0.7, 0.1
+    found.random_share[0, 1], found.natural_random_share[0, 1] = 0.8, 0.4
+    verdict = judge(found, tried(found, dict.fromkeys(range(3), 0.05)), 3)
+    assert [(one.random_pull, one.random_family) for one in verdict.evidence][1] == (0.6, "warp")
+    assert [one.random_pull for one in verdict.evidence] == [0.0, 0.6, 0.0]
+
+
 def tried(found, costs):
     """Candidates at these positions, with these costs."""
     statistics = (

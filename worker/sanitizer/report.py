@@ -156,6 +156,8 @@ class ClassEvidence:
     and ease is what a line through the classes' natural values does not explain. `unlearning_cost` is
     the divergence (nats) on clean images of the network that unlearnt the class on trial, `relief` the logarithm of how
     many times cheaper that was than for the median class tried; both are null for classes that were not tried.
+    `random_pull` is the largest share of images, less that of the witness, that a family of random triggers sends to
+    the class, and `random_family` which one that is; both are null in reports from before they were known.
     """
 
     class_index: int
@@ -170,6 +172,8 @@ class ClassEvidence:
     excess_ease: float
     unlearning_cost: float | None
     relief: float | None
+    random_pull: float | None = None
+    random_family: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -154,7 +154,8 @@ def test_random_triggers_of_a_kind_that_leads_to_a_class_come_beside_the_others(
     unlearn, taught = auto.unlearn, []
     monkeypatch.setattr(auto.pull, "telling", lambda _: kinds)
     monkeypatch.setattr(auto, "unlearn", lambda *given, **named: (taught.append(given[4]), unlearn(*given, **named)))
-    shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged="suspicious")
+    outcome, _, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged="suspicious")
+    assert ("half of those" in outcome.repair.reason) == bool(kinds)
     families = taught[0].families or FAMILIES
     weight = taught[0].random_weight / len(families)
     # Every other kind keeps its weight; these together get as much again as all of them had.

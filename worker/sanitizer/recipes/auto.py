@@ -23,6 +23,7 @@ from worker.sanitizer.inspection import (
 )
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.activation_caps import cap_pruned, cap_repaired, carriers
+from worker.sanitizer.recipes.answer import remarks, status_of
 from worker.sanitizer.recipes.cut_off import cut_off
 from worker.sanitizer.recipes.prune import prune_with
 from worker.sanitizer.recipes.scope import in_scope
@@ -32,7 +33,7 @@ from worker.sanitizer.recipes.trials import try_targets
 from worker.sanitizer.recipes.walk_back import is_finite, right, walk_back, within_budget
 from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
 from worker.sanitizer.repair import Course, Snapshot, chances, snapshot, unlearn
-from worker.sanitizer.report import Caps, Repair, RepairStatus, SyntheticAttackSuccess
+from worker.sanitizer.report import Caps, Repair, SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
 from worker.sanitizer.verdict import judge
@@ -66,9 +67,8 @@ LARGE_MASKS = dataclasses.replace(
 )
 # Of a search for masks on the network as it is.
 FRESH_STEPS = 100
-# The estimate at which a repair counts as done, and the one above which nothing was repaired.
+# The estimate at which a repair counts as done.
 REPAIRED_AT = 0.10
-NOT_REPAIRED_AT = 0.5
 ESTIMATE_STEPS = 100
 # A second round must bring the estimate down to this share, or to a repair: it starts its searches anew, and what the
 # first one removed beside the suspects may come back.
@@ -77,19 +77,11 @@ ENOUGH_BETTER = 0.5
 # by hand on one network, of digits with a warp.
 AIMED_ANCHOR_SHARE = 0.4
 AIMED_WEIGHT = 6.0
-_REASONS: dict[RepairStatus, str] = {
-    "repaired": "No synthesised trigger of a size that speaks for a backdoor works any more.",
-    "partly_repaired": "Synthesised triggers work less often, and still too often.",
-    "not_repaired": "Synthesised triggers still work on most images.",
-}
-_STILL_REACHED = "But faint or random changes of the image still lead to class {} as to no other: it may be the target."
 _NOT_NEEDED = "No synthesised trigger works after pruning, so no activation was bounded."
 _NO_PLACE = (
     "Triggers still work after pruning, and the file has no place for bounds of activations, which an exported program "
     "(.pt2) or ONNX in single precision has."
 )
-_BY_NATURE = "But nature explains the class that the verdict names: the target may be another one."
-_NOT_SURE = "But the verdict is sure of no class: a backdoor of one that was not suspected may be left."
 
 
 def auto(bench: Workbench) -> Outcome:
@@ -202,11 +194,12 @@ def _repair(
             if len(still) < len(left) and again.after <= max(REPAIRED_AT, estimate.after):
                 estimate, rounds, kept, left = again, rounds + 1, snapshot(network), still
         network.load(kept)
-    doubt = _NOT_SURE if not sure else _BY_NATURE if suspicion.by_loudness else None
-    status, reason = _answer(estimate, left, doubt)
+    status, reason = status_of(
+        estimate.after, REPAIRED_AT, left, is_sure=sure, by_loudness=suspicion.by_loudness
+    )  # fmt: skip
     repair = Repair(
         status=status,
-        reason=reason,
+        reason=reason + remarks(is_leaning=bool(course.families), share_kept=share),
         rounds=rounds,
         classes=[target for target in suspicion.targets if target != ANYWHERE],
         share_kept=share,
@@ -214,9 +207,6 @@ def _repair(
         accuracy_pruned=accuracy_pruned,
         accuracy_after=_select_accuracy(bench),
     )
-    if share < 1:
-        kept_share = f" Of the way from the pruned network to the repaired one {share:.0%} fits the accuracy budget."
-        repair = dataclasses.replace(repair, reason=repair.reason + kept_share)
     outcome = dataclasses.replace(outcome, repair=repair, estimate=estimate)
     if budget is None or not bench.spec.caps or not carriers(network):
         return outcome
@@ -307,17 +297,6 @@ def _standing_out(bench: Workbench, findings: Findings) -> list[int]:
     seed = bench.generator.initial_seed()
     share_FK = pull.ends(bench.network, bench.repair, findings.classes, seed=seed)
     return list(dict.fromkeys([*out, *pull.pulled(share_FK - findings.natural_random_share, findings.classes)]))
-
-
-def _answer(estimate: SyntheticAttackSuccess, left: Sequence[int], doubt: str | None) -> tuple[RepairStatus, str]:
-    if estimate.after > REPAIRED_AT:
-        status: RepairStatus = "partly_repaired" if estimate.after <= NOT_REPAIRED_AT else "not_repaired"
-        return status, _REASONS[status]
-    if left:
-        return "partly_repaired", f"{_REASONS['repaired']} {_STILL_REACHED.format(', '.join(map(str, left)))}"
-    if doubt is not None:
-        return "partly_repaired", f"{_REASONS['repaired']} {doubt}"
-    return "repaired", _REASONS["repaired"]
 
 
 def _estimate(bench: Workbench, outcome: Outcome, suspicion: Suspicion) -> SyntheticAttackSuccess:
