@@ -84,7 +84,7 @@ def test_a_backdoor_that_answers_blends_is_told_by_them():
 
 def test_classes_come_in_the_order_of_the_pull():
     pull_FK = torch.zeros(len(FAMILIES), 4)
-    pull_FK[0, 1], pull_FK[2, 3], pull_FK[4, 0] = 0.5, 0.9, 0.2
+    pull_FK[0, 1], pull_FK[2, 3], pull_FK[4, 0] = 0.5, 0.9, 0.19
     assert pull.pulled(pull_FK, [4, 5, 6, 7]) == [7, 5]
     assert pull.telling(pull_FK) == [FAMILIES[0], FAMILIES[2]]
 
