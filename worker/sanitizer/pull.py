@@ -23,8 +23,8 @@ from worker.sanitizer.network import Network
 # So often every image is put under a random trigger of each family.
 DRAWS = 3
 # A family is telling where it sends so many more of the images to one class than it does in a witness. Set by hand on
-# networks of the battery: of clean ones blends come to 0.17 and no other kind to 0.1, of those poisoned with a warp or a
-# blend most are between 0.2 and 0.7.
+# networks of the battery: of clean ones blends come to 0.17 and no other kind to 0.1, of those poisoned with a warp or
+# a blend most are between 0.2 and 0.7.
 TELLING = 0.2
 
 
