@@ -74,19 +74,24 @@ def test_a_backdoor_that_answers_blends_is_told_by_them():
     images = quarters(40)
     natural_FK = pull.ends(Network(), images, [0, 1, 2, 3], seed=1)
     pull_FK = pull.ends(Blended(), images, [0, 1, 2, 3], seed=1) - natural_FK
-    assert blend in pull.telling(pull_FK)
-    assert warp not in pull.telling(pull_FK)
-    assert pull.pulled(pull_FK, [10, 11, 12, 13]) == [12]
+    classes = [10, 11, 12, 13]
+    assert blend in pull.telling(pull_FK, classes)
+    assert warp not in pull.telling(pull_FK, classes)
+    assert pull.telling(pull_FK, classes, known=[11]) == pull.telling(pull_FK, classes)
+    assert pull.telling(pull_FK, classes, known=[12]) == []
+    assert pull.pulled(pull_FK, classes) == [12]
     nothing_FK = torch.zeros_like(pull_FK)
-    assert pull.telling(nothing_FK) == []
-    assert pull.pulled(nothing_FK, [10, 11, 12, 13]) == []
+    assert pull.telling(nothing_FK, classes) == []
+    assert pull.pulled(nothing_FK, classes) == []
 
 
 def test_classes_come_in_the_order_of_the_pull():
     pull_FK = torch.zeros(len(FAMILIES), 4)
     pull_FK[0, 1], pull_FK[2, 3], pull_FK[4, 0] = 0.5, 0.9, 0.19
     assert pull.pulled(pull_FK, [4, 5, 6, 7]) == [7, 5]
-    assert pull.telling(pull_FK) == [FAMILIES[0], FAMILIES[2]]
+    assert pull.telling(pull_FK, [4, 5, 6, 7]) == [FAMILIES[0], FAMILIES[2]]
+    assert pull.telling(pull_FK, [4, 5, 6, 7], known=[7]) == [FAMILIES[0]]
+    assert pull.telling(pull_FK, [4, 5, 6, 7], known=[4, 5, 6, 7]) == []
 
 
 @pytest.mark.parametrize("number", [1, 2, 6])

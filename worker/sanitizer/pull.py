@@ -8,7 +8,7 @@ Shapes: F families of random triggers, K classes, N images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import cycle, islice
 
 import torch
@@ -53,9 +53,17 @@ def ends(network: Network, images: Images, classes: Sequence[int], *, seed: int)
     return torch.stack(shares)
 
 
-def telling(pull_FK: Tensor) -> list[Family]:
-    """The families that lead to some class as by nature they do not, given how much more often they do."""
-    return [family for family, most in zip(FAMILIES, pull_FK.amax(dim=1).tolist(), strict=True) if most > TELLING]
+def telling(pull_FK: Tensor, classes: Sequence[int], known: Collection[int] = ()) -> list[Family]:
+    """The families that lead to a class, other than those that are known already, as by nature they do not.
+
+    Args:
+        pull_FK: How much more often each leads to each class than in a witness.
+        classes: K of them.
+        known: What leads to these only tells nothing new.
+    """
+    news_K = torch.tensor([one not in known for one in classes])
+    most_F = torch.where(news_K, pull_FK, 0.0).amax(dim=1)
+    return [family for family, most in zip(FAMILIES, most_F.tolist(), strict=True) if most > TELLING]
 
 
 def pulled(pull_FK: Tensor, classes: Sequence[int]) -> list[int]:

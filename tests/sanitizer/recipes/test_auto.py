@@ -152,7 +152,7 @@ def test_where_no_small_mask_is_sure_the_course_is_slower_and_longer(shortened, 
 def test_random_triggers_of_a_kind_that_leads_to_a_class_come_beside_the_others(shortened, monkeypatch, kinds):
     auto = importlib.import_module("worker.sanitizer.recipes.auto")
     unlearn, taught = auto.unlearn, []
-    monkeypatch.setattr(auto.pull, "telling", lambda _: kinds)
+    monkeypatch.setattr(auto.pull, "telling", lambda *_: kinds)
     monkeypatch.setattr(auto, "unlearn", lambda *given, **named: (taught.append(given[4]), unlearn(*given, **named)))
     outcome, _, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged="suspicious")
     assert ("half of those" in outcome.repair.reason) == bool(kinds)

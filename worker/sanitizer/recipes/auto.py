@@ -166,7 +166,8 @@ def _repair(
     """
     network, mask = bench.network, outcome.mask
     sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"
-    course = _leaning(SMALL_MASKS if suspicion.of_small_masks else LARGE_MASKS, findings)
+    known = outcome.verdict.target_classes if sure and outcome.verdict is not None else []
+    course = _leaning(SMALL_MASKS if suspicion.of_small_masks else LARGE_MASKS, findings, known)
     taught = suspicion.taught
     accuracy_pruned = _select_accuracy(bench)
     start = snapshot(network)
@@ -216,9 +217,9 @@ def _repair(
     return dataclasses.replace(outcome, caps=caps)
 
 
-def _leaning(course: Course, findings: Findings) -> Course:
-    """With as many random triggers again, all of the kinds that lead to a class as by nature they do not, if any do."""
-    kinds = pull.telling(findings.pull)
+def _leaning(course: Course, findings: Findings, known: Sequence[int]) -> Course:
+    """With as many random triggers again, of the kinds that lead to a class that is not known, if any do."""
+    kinds = pull.telling(findings.pull, findings.classes, known)
     if not kinds:
         return course
     return dataclasses.replace(course, random_weight=2 * course.random_weight, families=pull.leaning(kinds))
