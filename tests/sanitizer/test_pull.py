@@ -7,14 +7,16 @@ from worker.sanitizer import pull
 from worker.sanitizer.case import Images
 from worker.sanitizer.disturbances import FAMILIES, blend, warp
 
+CLASSES = [0, 1, 2, 3, 4]
+
 
 class Network:
-    """Of four classes: the brightest quarter of the image."""
+    """Of five classes: the brightest fifth of the image."""
 
     device = torch.device("cpu")
 
     def __call__(self, pixels_NCHW):
-        return torch.stack([quarter.mean(dim=(1, 2, 3)) for quarter in pixels_NCHW.chunk(4, dim=3)], dim=1)
+        return torch.stack([fifth.mean(dim=(1, 2, 3)) for fifth in pixels_NCHW.chunk(5, dim=3)], dim=1)
 
 
 class Blended(Network):
@@ -22,59 +24,79 @@ class Blended(Network):
 
     def __call__(self, pixels_NCHW):
         logits_NK = super().__call__(pixels_NCHW)
-        logits_NK[pixels_NCHW.amin(dim=(1, 2, 3)) > 0] = torch.eye(4)[2]
+        logits_NK[pixels_NCHW.amin(dim=(1, 2, 3)) > 0] = torch.eye(5)[2]
         return logits_NK
 
 
-def quarters(number, *, side=16):
-    labels_N = torch.arange(number) % 4
-    pixels_NCHW = torch.zeros(number, 1, side, side)
+class Undefined(Network):
+    """Where nothing is black any more it answers NaN."""
+
+    def __call__(self, pixels_NCHW):
+        logits_NK = super().__call__(pixels_NCHW)
+        logits_NK[pixels_NCHW.amin(dim=(1, 2, 3)) > 0] = torch.nan
+        return logits_NK
+
+
+def fifths(number, *, side=15, contrast=1.0):
+    labels_N = torch.arange(number) % 5
+    pixels_NCHW = torch.full((number, 1, side, side), 0.5 * (1 - contrast))
     for row, label in enumerate(labels_N.tolist()):
-        pixels_NCHW[row, :, :, 4 * label : 4 * label + 4] = 1.0
+        pixels_NCHW[row, :, :, 3 * label : 3 * label + 3] += contrast
     return Images(pixels_NCHW, labels_N)
 
 
-def test_the_shares_are_those_counted_by_hand(monkeypatch):
-    images = quarters(8)
+def shares(network, images, classes=CLASSES, seed=5):
+    return pull.ends(network, images, classes, seed=seed)
 
+
+def test_the_shares_are_those_counted_by_hand(monkeypatch):
     def first_to(label):
         def put(pixels_NCHW, _generator):
             changed = pixels_NCHW.clone()
-            changed[:3] = quarters(4).pixels_NCHW[label]
+            changed[:4] = fifths(5).pixels_NCHW[label]
             return changed
 
         return put
 
     monkeypatch.setattr(pull, "FAMILIES", (first_to(0), first_to(3)))
-    # Labels 0 1 2 3 0 1 2 3, six of which are not of any one class. The first three go to 0: labels 1 and 2 count.
-    share_FK = pull.ends(Network(), images, [0, 1, 2, 3], seed=0)
-    assert share_FK.tolist() == [[2 / 6, 0, 0, 0], [0, 0, 0, 3 / 6]]
+    # Of the first four images, labelled 0 to 3, three are not of the class that they are sent to; 24 of 30 are not.
+    assert shares(Network(), fifths(30)).tolist() == [[3 / 24, 0, 0, 0, 0], [0, 0, 0, 3 / 24, 0]]
+
+
+def test_images_count_alike_whichever_batch_they_are_in(monkeypatch):
+    monkeypatch.setattr(pull, "FAMILIES", (lambda pixels_NCHW, _: fifths(1).pixels_NCHW.expand_as(pixels_NCHW),))
+    assert shares(Network(), fifths(300)).tolist() == [[1.0, 0, 0, 0, 0]]
 
 
 def test_columns_are_the_classes_that_were_asked_for_in_their_order():
-    images = quarters(12)
-    share_FK = pull.ends(Blended(), images, [0, 1, 2, 3], seed=5)
-    assert torch.equal(pull.ends(Blended(), images, [2, 0], seed=5), share_FK[:, [2, 0]])
+    images = fifths(30)
+    share_FK = shares(Blended(), images)
+    assert torch.equal(shares(Blended(), images, [2, 0]), share_FK[:, [2, 0]])
 
 
 def test_the_same_seed_asks_about_the_same_triggers():
-    images = quarters(12)
-    images = Images(0.5 + 0.01 * images.pixels_NCHW, images.labels)  # faint, so that every trigger has its way
-    once = pull.ends(Network(), images, [0, 1, 2, 3], seed=5)
-    assert torch.equal(once, pull.ends(Network(), images, [0, 1, 2, 3], seed=5))
-    assert not torch.equal(once, pull.ends(Network(), images, [0, 1, 2, 3], seed=6))
+    images = fifths(30, contrast=0.01)  # faint, so that every trigger has its way
+    once = shares(Network(), images)
+    assert torch.equal(once, shares(Network(), images))
+    assert not torch.equal(once, shares(Network(), images, seed=6))
 
 
-def test_a_class_that_has_every_image_is_led_to_by_none():
-    images = Images(quarters(8).pixels_NCHW, torch.zeros(8, dtype=torch.int64))
-    assert pull.ends(Network(), images, [0], seed=0).tolist() == [[0.0]] * len(FAMILIES)
+def test_an_answer_that_is_not_finite_leads_nowhere():
+    share_FK = shares(Undefined(), fifths(30))
+    assert float(share_FK[FAMILIES.index(blend)].sum()) == 0
+
+
+def test_of_few_other_images_no_share_is_told():
+    enough = pull.MIN_OTHERS * 5 // 4
+    assert float(shares(Blended(), fifths(enough)).amax()) > 0.5
+    assert float(shares(Blended(), fifths(enough - 5)).amax()) == 0
+    of_one_class = Images(fifths(40).pixels_NCHW, torch.full((40,), 2))
+    assert float(shares(Blended(), of_one_class)[:, 2].amax()) == 0
 
 
 def test_a_backdoor_that_answers_blends_is_told_by_them():
-    images = quarters(40)
-    natural_FK = pull.ends(Network(), images, [0, 1, 2, 3], seed=1)
-    pull_FK = pull.ends(Blended(), images, [0, 1, 2, 3], seed=1) - natural_FK
-    classes = [10, 11, 12, 13]
+    images, classes = fifths(50), [10, 11, 12, 13, 14]
+    pull_FK = shares(Blended(), images) - shares(Network(), images)
     assert blend in pull.telling(pull_FK, classes)
     assert warp not in pull.telling(pull_FK, classes)
     assert pull.telling(pull_FK, classes, known=[11]) == pull.telling(pull_FK, classes)
@@ -86,16 +108,23 @@ def test_a_backdoor_that_answers_blends_is_told_by_them():
 
 
 def test_classes_come_in_the_order_of_the_pull():
-    pull_FK = torch.zeros(len(FAMILIES), 4)
+    pull_FK = torch.zeros(len(FAMILIES), 5)
     pull_FK[0, 1], pull_FK[2, 3], pull_FK[4, 0] = 0.5, 0.9, 0.19
-    assert pull.pulled(pull_FK, [4, 5, 6, 7]) == [7, 5]
-    assert pull.telling(pull_FK, [4, 5, 6, 7]) == [FAMILIES[0], FAMILIES[2]]
-    assert pull.telling(pull_FK, [4, 5, 6, 7], known=[7]) == [FAMILIES[0]]
-    assert pull.telling(pull_FK, [4, 5, 6, 7], known=[4, 5, 6, 7]) == []
+    classes = [4, 5, 6, 7, 8]
+    assert pull.pulled(pull_FK, classes) == [7, 5]
+    assert pull.telling(pull_FK, classes) == [FAMILIES[0], FAMILIES[2]]
+    assert pull.telling(pull_FK, classes, known=[7]) == [FAMILIES[0]]
+    assert pull.telling(pull_FK, classes, known=classes) == []
+
+
+def test_of_fewer_than_five_classes_nothing_is_said():
+    pull_FK = torch.full((len(FAMILIES), 4), 0.9)
+    assert pull.telling(pull_FK, [0, 1, 2, 3]) == []
+    assert pull.pulled(pull_FK, [0, 1, 2, 3]) == []
 
 
 @pytest.mark.parametrize("number", [1, 2, 6])
-def test_half_of_what_is_drawn_is_of_the_telling_kinds_and_none_is_left_out(number):
+def test_of_the_telling_kinds_as_many_come_again_as_of_all_together(number):
     kinds = FAMILIES[:number]
     families = pull.leaning(kinds)
     assert families[: len(FAMILIES)] == FAMILIES

@@ -41,13 +41,13 @@ def disturb(pixels_BCHW: Tensor, generator: torch.Generator, families: Sequence[
     Args:
         pixels_BCHW: Images in [0, 1], on any device.
         generator: CPU generator of all draws.
-        families: Those to draw from, `FAMILIES` where none is named; one that comes twice is drawn twice as often.
+        families: Those to draw from, `FAMILIES` where none is named; one that comes twice has about twice the images.
     """
     families = families or FAMILIES
     disturbed_BCHW = pixels_BCHW.clone()
     order_B = torch.randperm(len(pixels_BCHW), generator=generator)
     order_B = order_B.to(pixels_BCHW.device)
-    # Fewer images than families leave some out.
+    # Parts are rounded up, so that the last families get fewer images, or none.
     for family, rows in zip(families, order_B.chunk(len(families)), strict=False):
         disturbed_BCHW[rows] = family(pixels_BCHW[rows], generator)
     return disturbed_BCHW.clamp(0, 1)

@@ -70,7 +70,7 @@ class Findings:
         perturbation_success: Share of images that an additive perturbation of a bounded norm sends to the class.
         natural_size: As `size`, of a witness.
         natural_success: As `perturbation_success`, of a witness.
-        random_share: Share of images that each family of random triggers sends to the class, (F, K).
+        random_share: Share of the selection images that each family of random triggers sends to the class, (F, K).
         natural_random_share: As `random_share`, of a witness.
     """
 
@@ -197,8 +197,8 @@ def inspect(
         share_K,
         natural_size_K,
         natural_success_K,
-        pull.ends(network, images, classes, seed=seed),
-        pull.ends(taught, images, classes, seed=seed),
+        pull.ends(network, select, classes, seed=seed),
+        pull.ends(taught, select, classes, seed=seed),
     )
 
 

@@ -126,10 +126,10 @@ def unlearn(
         CE(f(s(x)), y) + w K(z) + v K(t(z)) + r K(d(z)) + q K(g(z))  with  K(z') = τ KL(f₀(z) ‖ f(z')),
 
     where f₀ is the suspect, s a random shift, z a patchwork of the batch (mirrored or not), t one of the masks by its
-    `chances`, d a random trigger and g one that depends on the image and leads where it was asked to. The suspect is
-    not asked about shifted images: to a network with a warp for a trigger a shift can be one, and its answer would
-    teach the backdoor anew. In K both answers are softened by τ, after Hinton et al., "Distilling the Knowledge in a
-    Neural Network", 2015 (whose τ² in place of τ would keep the gradients' size).
+    `chances`, d a random trigger and g one that depends on the image and leads where it was asked to. Patchworks are
+    not shifted: to a network with a warp for a trigger a shift can be one, and the suspect's answer would teach the
+    backdoor anew. In K both answers are softened by τ, after Hinton et al., "Distilling the Knowledge in a Neural
+    Network", 2015 (whose τ² in place of τ would keep the gradients' size).
     The suspect's answers to z are what it knows of clean images; there is no end of patchworks, so none is learnt by
     heart. Without patchworks z is s(x), and CE(f(t(z)), y) stands for K(t(z)). The sizes of the masks are bounded, so
     that what every network has, large universal perturbations, is left alone.

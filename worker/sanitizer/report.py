@@ -156,8 +156,9 @@ class ClassEvidence:
     and ease is what a line through the classes' natural values does not explain. `unlearning_cost` is
     the divergence (nats) on clean images of the network that unlearnt the class on trial, `relief` the logarithm of how
     many times cheaper that was than for the median class tried; both are null for classes that were not tried.
-    `random_pull` is the largest share of images, less that of the witness, that a family of random triggers sends to
-    the class, and `random_family` which one that is; both are null in reports from before they were known.
+    `random_pull` is the largest, over families of random triggers, of the share of the other classes' selection images
+    that end at the class less the witness's share, and `random_family` which family that is, null where none leads
+    there more often than in the witness; both are null in reports from before they were known.
     """
 
     class_index: int

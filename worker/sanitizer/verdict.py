@@ -157,7 +157,7 @@ def _evidence(findings: Findings, candidates: Sequence[Candidate]) -> list[Class
             unlearning_cost=round(candidates[tried[target]].cost, 5) if target in tried else None,
             relief=round(float(relief_T[tried[target]]), 4) if target in tried else None,
             random_pull=round(float(pull_K[row]), 4),
-            random_family=FAMILIES[int(family_K[row])].__name__,
+            random_family=FAMILIES[int(family_K[row])].__name__ if pull_K[row] > 0 else None,
         )
         for row, target in enumerate(findings.classes)
     ]

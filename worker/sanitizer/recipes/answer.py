@@ -18,7 +18,7 @@ _BY_NATURE = "But nature explains the class that the verdict names: the target m
 _NOT_SURE = "But the verdict is sure of no class: a backdoor of one that was not suspected may be left."
 _LEANING = (
     "Random triggers of some kind led to a class that the verdict is not sure of, as by nature they do not "
-    "(`random_pull` in its evidence): half of those that were unlearnt are of that kind."
+    "(`random_pull` in its evidence): of that kind as many more were unlearnt as of all kinds together."
 )
 _KEPT_SHARE = "Of the way from the pruned network to the repaired one {:.0%} fits the accuracy budget."
 

@@ -166,7 +166,7 @@ def _repair(
     """
     network, mask = bench.network, outcome.mask
     sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"
-    known = outcome.verdict.target_classes if sure and outcome.verdict is not None else []
+    known = outcome.verdict.target_classes if sure else []
     course = _leaning(SMALL_MASKS if suspicion.of_small_masks else LARGE_MASKS, findings, known)
     taught = suspicion.taught
     accuracy_pruned = _select_accuracy(bench)
@@ -195,9 +195,7 @@ def _repair(
             if len(still) < len(left) and again.after <= max(REPAIRED_AT, estimate.after):
                 estimate, rounds, kept, left = again, rounds + 1, snapshot(network), still
         network.load(kept)
-    status, reason = status_of(
-        estimate.after, REPAIRED_AT, left, is_sure=sure, by_loudness=suspicion.by_loudness
-    )  # fmt: skip
+    status, reason = status_of(estimate.after, REPAIRED_AT, left, is_sure=sure, by_loudness=suspicion.by_loudness)
     repair = Repair(
         status=status,
         reason=reason + remarks(is_leaning=bool(course.families), share_kept=share),
@@ -218,7 +216,7 @@ def _repair(
 
 
 def _leaning(course: Course, findings: Findings, known: Sequence[int]) -> Course:
-    """With as many random triggers again, of the kinds that lead to a class that is not known, if any do."""
+    """With as many random triggers again, of the kinds that lead to a class other than the known ones, if any do."""
     kinds = pull.telling(findings.pull, findings.classes, known)
     if not kinds:
         return course
@@ -295,8 +293,8 @@ def _standing_out(bench: Workbench, findings: Findings) -> list[int]:
         out = standing_out(
             bench.network, bench.repair, bench.select, findings.classes, generator=bench.generator, advance=advance
         )
-    seed = bench.generator.initial_seed()
-    share_FK = pull.ends(bench.network, bench.repair, findings.classes, seed=seed)
+        seed = bench.generator.initial_seed()
+        share_FK = pull.ends(bench.network, bench.select, findings.classes, seed=seed)
     return list(dict.fromkeys([*out, *pull.pulled(share_FK - findings.natural_random_share, findings.classes)]))
 
 

@@ -83,8 +83,8 @@ class Suspicion:
         bounds_T: Bounds of their ℓ1 norms that the repair must withstand, in pixels.
         taught_T: Bounds of what is unlearnt, no smaller.
         of_small_masks: Whether the verdict is sure, and no large mask stands for a change of the whole image: those of
-            its classes are small beside what is natural, or there is doubt and a class is loud, or the loudest of those
-            that are rather loud, which may be a thing.
+            its classes are tiny or small beside what is natural, or there is doubt and a class is loud, or the loudest
+            of those that are rather loud, which may be a thing.
         by_loudness: Whether the verdict is sure by loudness alone: nature explains the class that it names.
     """
 
