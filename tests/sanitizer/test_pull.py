@@ -68,6 +68,18 @@ def test_images_count_alike_whichever_batch_they_are_in(monkeypatch):
     assert shares(Network(), fifths(300)).tolist() == [[1.0, 0, 0, 0, 0]]
 
 
+def test_of_many_images_an_even_share_is_asked_about(monkeypatch):
+    monkeypatch.setattr(pull, "MAX_IMAGES", 60)
+    seen = []
+    monkeypatch.setattr(pull, "FAMILIES", (lambda pixels_NCHW, _: seen.append(len(pixels_NCHW)) or pixels_NCHW,))
+    in_order = fifths(150).labels.argsort(stable=True)
+    images = fifths(150).take(in_order)
+    share_FK = shares(Network(), Images(images.pixels_NCHW, torch.full((150,), 9)))
+    assert sum(seen) == 50 * pull.DRAWS
+    # Every class has a fifth of those that were asked about, though they came in the order of their class.
+    assert share_FK.tolist() == [[0.2] * 5]
+
+
 def test_columns_are_the_classes_that_were_asked_for_in_their_order():
     images = fifths(30)
     share_FK = shares(Blended(), images)
