@@ -43,16 +43,6 @@ def test_every_family_takes_its_share_of_the_images(monkeypatch):
     torch.testing.assert_close(values, torch.arange(len(FAMILIES)) / 10)
 
 
-def test_a_family_that_is_named_twice_takes_twice_its_share():
-    def marking(value):
-        return lambda pixels, _generator: torch.full_like(pixels, value)
-
-    disturbed = disturb(images(60, 1, 4, 4), seeded(), [marking(0.0), marking(0.5), marking(0.5)])
-    values, counts = disturbed[:, 0, 0, 0].unique(return_counts=True)
-    assert values.tolist() == [0.0, 0.5]
-    assert counts.tolist() == [20, 40]
-
-
 def test_a_blend_keeps_most_of_the_image_and_is_linear_in_it():
     black, white = torch.zeros(50, 2, 8, 8), torch.ones(50, 2, 8, 8)
     low, high = disturbances.blend(black, seeded()), disturbances.blend(white, seeded())

@@ -43,18 +43,7 @@ def findings(sizes, reached=None, classes=None, anywhere=50.0, destination=None,
         perturbation_success=torch.tensor(reached or [0.2] * number, dtype=torch.float64),
         natural_size=torch.tensor(natural or [40.0] * number, dtype=torch.float64),
         natural_success=torch.tensor(natural_reached or [0.2] * number, dtype=torch.float64),
-        random_share=torch.zeros(6, number, dtype=torch.float64),
-        natural_random_share=torch.zeros(6, number, dtype=torch.float64),
     )
-
-
-def test_the_evidence_says_which_random_triggers_lead_to_a_class_beyond_nature():
-    found = findings([30.0, 40.0, 50.0])
-    found.random_share[5, 1], found.natural_random_share[5, 1] = 0.7, 0.1
-    found.random_share[0, 1], found.natural_random_share[0, 1] = 0.8, 0.4
-    verdict = judge(found, tried(found, dict.fromkeys(range(3), 0.05)), 3)
-    assert [(one.random_pull, one.random_family) for one in verdict.evidence][1] == (0.6, "warp")
-    assert [(one.random_pull, one.random_family) for one in verdict.evidence][::2] == [(0.0, None)] * 2
 
 
 def tried(found, costs):

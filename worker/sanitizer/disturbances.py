@@ -10,7 +10,7 @@ Shapes: B images of a batch, C channels, H height, W width. Pixels are in [0, 1]
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -32,23 +32,18 @@ GRID = (2, 8)
 SMALLEST_NORM = 1e-12
 
 
-Family = Callable[[Tensor, torch.Generator], Tensor]
-
-
-def disturb(pixels_BCHW: Tensor, generator: torch.Generator, families: Sequence[Family] = ()) -> Tensor:
-    """The images, each under a random trigger of one family, all alike often: (B, C, H, W) in [0, 1].
+def disturb(pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """The images, each under a random trigger of one family, all families alike often: (B, C, H, W) in [0, 1].
 
     Args:
         pixels_BCHW: Images in [0, 1], on any device.
         generator: CPU generator of all draws.
-        families: Those to draw from, `FAMILIES` where none is named; one that comes twice has about twice the images.
     """
-    families = families or FAMILIES
     disturbed_BCHW = pixels_BCHW.clone()
     order_B = torch.randperm(len(pixels_BCHW), generator=generator)
     order_B = order_B.to(pixels_BCHW.device)
-    # Parts are rounded up, so that the last families get fewer images, or none.
-    for family, rows in zip(families, order_B.chunk(len(families)), strict=False):
+    # Fewer images than families leave some out.
+    for family, rows in zip(FAMILIES, order_B.chunk(len(FAMILIES)), strict=False):
         disturbed_BCHW[rows] = family(pixels_BCHW[rows], generator)
     return disturbed_BCHW.clamp(0, 1)
 
@@ -132,7 +127,7 @@ def warp(pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     return functional.grid_sample(pixels_BCHW, positions_BHW2.clamp(-1, 1).to(pixels_BCHW), align_corners=True)
 
 
-FAMILIES: tuple[Family, ...] = (blend, add_noise, add_wave, paste, cover, warp)
+FAMILIES: tuple[Callable[[Tensor, torch.Generator], Tensor], ...] = (blend, add_noise, add_wave, paste, cover, warp)
 
 
 def _smooth(shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> Tensor:

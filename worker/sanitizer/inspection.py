@@ -1,6 +1,6 @@
 """What trigger inversion says about each class of a suspect, beside what it says of a witness.
 
-Shapes: F families of random triggers, K classes.
+Shapes: K classes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.sanitizer import pull, witness
+from worker.sanitizer import witness
 from worker.sanitizer.activations import batched
 from worker.sanitizer.case import Images, NonFiniteOutputsError
 from worker.sanitizer.criteria import standardise
@@ -70,8 +70,6 @@ class Findings:
         perturbation_success: Share of images that an additive perturbation of a bounded norm sends to the class.
         natural_size: As `size`, of a witness.
         natural_success: As `perturbation_success`, of a witness.
-        random_share: Share of the selection images that each family of random triggers sends to the class, (F, K).
-        natural_random_share: As `random_share`, of a witness.
     """
 
     classes: list[int]
@@ -82,8 +80,6 @@ class Findings:
     perturbation_success: Tensor
     natural_size: Tensor
     natural_success: Tensor
-    random_share: Tensor
-    natural_random_share: Tensor
 
     @property
     def anomaly(self) -> Tensor:
@@ -119,11 +115,6 @@ class Findings:
     def excess_ease(self) -> Tensor:
         """As much of the ease as the witness does not explain."""
         return witness.beyond(_logit(self.natural_success), _logit(self.perturbation_success))
-
-    @property
-    def pull(self) -> Tensor:
-        """How much more often than by nature each family of random triggers leads to each class, (F, K)."""
-        return self.random_share - self.natural_random_share
 
     @property
     def leads_anywhere(self) -> bool:
@@ -180,9 +171,7 @@ def inspect(
     to_classes = found.take(range(NUM_ANYWHERE, len(found))).join(half_open)
     size_T = to_classes.size().double().cpu()
     best_K = size_T.view(-1, len(classes)).argmin(dim=0) * len(classes) + torch.arange(len(classes))
-    taught = witness.teach(network, images, generator=generator, advance=advance)
-    natural_size_K, natural_success_K = _natural(taught, images, select, classes, generator, advance)
-    seed = generator.initial_seed()
+    natural_size_K, natural_success_K = _natural(network, images, select, classes, generator, advance)
     if not bool(torch.cat([size_T[best_K], natural_size_K]).isfinite().all()):
         raise NonFiniteOutputsError(
             "the model's answers to images that were pieced together or bear a trigger are not finite numbers, so that "
@@ -197,8 +186,6 @@ def inspect(
         share_K,
         natural_size_K,
         natural_success_K,
-        pull.ends(network, select, classes, seed=seed),
-        pull.ends(taught, select, classes, seed=seed),
     )
 
 
@@ -208,7 +195,7 @@ def num_steps() -> int:
 
 
 def _natural(
-    taught: Network,
+    network: Network,
     images: Images,
     select: Images,
     classes: Sequence[int],
@@ -216,6 +203,7 @@ def _natural(
     advance: Callable[[int], None],
 ) -> tuple[Tensor, Tensor]:
     """The sizes of a witness's masks, and from which share of the images faint changes lead there, (K,) each."""
+    taught = witness.teach(network, images, generator=generator, advance=advance)
     masks = synthesise(
         taught, images.pixels_NCHW, images.labels, classes, family="mask", steps=WITNESS_MASK_STEPS,
         batch_size=INVERSION_BATCH, generator=generator, advance=advance,

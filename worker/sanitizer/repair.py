@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from worker.sanitizer import masks
 from worker.sanitizer.case import Images
-from worker.sanitizer.disturbances import Family, disturb
+from worker.sanitizer.disturbances import disturb
 from worker.sanitizer.network import Network
 from worker.sanitizer.residual import ResidualSearch
 from worker.sanitizer.training import minibatches, mirror, patchwork, shift
@@ -45,7 +45,6 @@ class Course:
         batch_size: B.
         search_batch: Images of a step of the search.
         random_weight: r of patchworks under random triggers.
-        families: Kinds of random triggers, one that is named twice twice as often; all alike where none is named.
         residual_weight: q of patchworks under triggers that depend on the image.
         temperature: τ, by which logits are divided before they are compared with the suspect's. The answers of a sure
             network say little of the other classes; softened ones do, and so hold more of what it knows.
@@ -60,7 +59,6 @@ class Course:
     batch_size: int
     search_batch: int
     random_weight: float = 0.0
-    families: tuple[Family, ...] = ()
     residual_weight: float = 0.0
     temperature: float = 1.0
     mirrored: bool = False
@@ -224,7 +222,7 @@ def _lessons(
         Lesson(pieced_BCHW, anchor_weight=course.anchor_weight),
     ]
     if course.random_weight:
-        lessons.append(Lesson(disturb(pieced_BCHW, generator, course.families), anchor_weight=course.random_weight))
+        lessons.append(Lesson(disturb(pieced_BCHW, generator), anchor_weight=course.random_weight))
     return lessons
 
 

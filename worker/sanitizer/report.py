@@ -156,9 +156,6 @@ class ClassEvidence:
     and ease is what a line through the classes' natural values does not explain. `unlearning_cost` is
     the divergence (nats) on clean images of the network that unlearnt the class on trial, `relief` the logarithm of how
     many times cheaper that was than for the median class tried; both are null for classes that were not tried.
-    `random_pull` is the largest, over families of random triggers, of the share of the other classes' selection images
-    that end at the class less the witness's share, and `random_family` which family that is, null where none leads
-    there more often than in the witness; both are null in reports from before they were known.
     """
 
     class_index: int
@@ -173,8 +170,6 @@ class ClassEvidence:
     excess_ease: float
     unlearning_cost: float | None
     relief: float | None
-    random_pull: float | None = None
-    random_family: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

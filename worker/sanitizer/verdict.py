@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worker.sanitizer.disturbances import FAMILIES
 from worker.sanitizer.inspection import Findings
 from worker.sanitizer.reference_bank import false_positive_rate
 from worker.sanitizer.report import ClassEvidence, Verdict
@@ -140,7 +139,6 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
 
 def _evidence(findings: Findings, candidates: Sequence[Candidate]) -> list[ClassEvidence]:
     relief_T = relief(candidates)
-    pull_K, family_K = findings.pull.max(dim=0)
     tried = {candidate.target: row for row, candidate in enumerate(candidates)}
     return [
         ClassEvidence(
@@ -156,8 +154,6 @@ def _evidence(findings: Findings, candidates: Sequence[Candidate]) -> list[Class
             excess_ease=round(float(findings.excess_ease[row]), 4),
             unlearning_cost=round(candidates[tried[target]].cost, 5) if target in tried else None,
             relief=round(float(relief_T[tried[target]]), 4) if target in tried else None,
-            random_pull=round(float(pull_K[row]), 4),
-            random_family=FAMILIES[int(family_K[row])].__name__ if pull_K[row] > 0 else None,
         )
         for row, target in enumerate(findings.classes)
     ]

@@ -2,11 +2,11 @@
 
 import pytest
 
-from worker.sanitizer.recipes.answer import remarks, status_of
+from worker.sanitizer.recipes.answer import status_of
 
 
-def answered(estimate=0.1, left=(), *, is_sure=True, by_loudness=False):
-    return status_of(estimate, 0.1, left, is_sure=is_sure, by_loudness=by_loudness)
+def answered(estimate=0.1, left=(), *, is_sure=True, by_loudness=False, share_kept=1.0):
+    return status_of(estimate, 0.1, left, is_sure=is_sure, by_loudness=by_loudness, share_kept=share_kept)
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,10 @@ def test_each_doubt_withholds_repaired_and_says_which(doubts, said):
     assert reason.startswith(answered()[1])
 
 
-def test_what_else_is_to_be_said_follows_in_sentences_of_its_own():
-    assert remarks(is_leaning=False, share_kept=1.0) == ""
-    assert "85%" in remarks(is_leaning=False, share_kept=0.85)
-    both = remarks(is_leaning=True, share_kept=0.85)
-    assert both.startswith(" Random triggers")
-    assert both.endswith(remarks(is_leaning=False, share_kept=0.85))
+@pytest.mark.parametrize("given", [{}, {"estimate": 0.7}, {"left": [3]}])
+def test_a_repair_that_went_only_part_of_the_way_says_so_whatever_else_it_says(given):
+    status, reason = answered(**given)
+    assert answered(**given, share_kept=0.85) == (
+        status,
+        f"{reason} Of the way from the pruned network to the repaired one 85% fits the accuracy budget.",
+    )

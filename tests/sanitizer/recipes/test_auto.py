@@ -8,7 +8,6 @@ import torch
 
 from tests.sanitizer.conftest import answered
 from worker.sanitizer import verdict as verdicts
-from worker.sanitizer.disturbances import FAMILIES, add_wave, blend, warp
 from worker.sanitizer.recipes import RECIPES
 from worker.sanitizer.repair import snapshot
 from worker.sanitizer.report import SyntheticAttackSuccess
@@ -146,64 +145,6 @@ def test_where_no_small_mask_is_sure_the_course_is_slower_and_longer(shortened, 
     course, steps = taught[0]
     assert (course.rate_share, course.mirrored) == ((1.0, False) if of_small_masks else (0.5, True))
     assert steps == max(8, 4 * len(outcome.repair.classes)) * (1.0 if of_small_masks else 1.5)
-
-
-@pytest.mark.parametrize("kinds", [[], [warp], [blend, add_wave]])
-def test_random_triggers_of_a_kind_that_leads_to_a_class_come_beside_the_others(shortened, monkeypatch, kinds):
-    auto = importlib.import_module("worker.sanitizer.recipes.auto")
-    unlearn, taught = auto.unlearn, []
-    monkeypatch.setattr(auto.pull, "telling", lambda *_: kinds)
-    monkeypatch.setattr(auto, "unlearn", lambda *given, **named: (taught.append(given[4]), unlearn(*given, **named)))
-    outcome, _, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged="suspicious")
-    assert ("Random triggers" in outcome.repair.reason) == bool(kinds)
-    families = taught[0].families or FAMILIES
-    weight = taught[0].random_weight / len(families)
-    # Every other kind keeps its weight; these together get as much again as all of them had.
-    assert all(weight * families.count(one) == pytest.approx(20 / 6) for one in FAMILIES if one not in kinds)
-    assert weight * sum(families.count(one) for one in kinds) == pytest.approx((20 + 20 / 6 * len(kinds)) * bool(kinds))
-
-
-@pytest.mark.parametrize(("judged", "known"), [("backdoored", True), ("suspicious", False)])
-def test_only_what_leads_to_a_class_that_the_verdict_is_not_sure_of_is_telling(shortened, monkeypatch, judged, known):
-    auto = importlib.import_module("worker.sanitizer.recipes.auto")
-    asked = []
-    monkeypatch.setattr(auto.pull, "telling", lambda *given: asked.append(given) or [])
-    outcome, _, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged=judged)
-    assert outcome.verdict.target_classes
-    assert [given[2] for given in asked] == [outcome.verdict.target_classes if known else []]
-
-
-@pytest.mark.parametrize(("after", "rounds", "status"), [(0.9, 1, "partly_repaired"), (0.0, 2, "repaired")])
-def test_a_class_that_random_triggers_still_lead_to_gets_a_round_and_withholds_repaired(
-    shortened, monkeypatch, after, rounds, status
-):
-    auto = importlib.import_module("worker.sanitizer.recipes.auto")
-    monkeypatch.setattr(auto, "standing_out", lambda *_, **__: [])
-    found = SyntheticAttackSuccess(before=1.0, after=-1.0, num_triggers=1)
-    monkeypatch.setattr(auto, "_estimate", lambda *_: found)
-    monkeypatch.setattr(auto.pull, "MIN_CLASSES_OF_A_LINE", 3)
-    unlearn, taught = auto.unlearn, []
-    monkeypatch.setattr(
-        auto, "unlearn", lambda *more, **named: (taught.append(named["residual_targets"]), unlearn(*more, **named))
-    )
-    # Asked are the suspect and the witness, then the network after each round.
-    ends, asked, most = auto.pull.ends, [], iter([0.9, 0.0, 0.9, after])
-
-    def led(network, images, classes, *, seed):
-        asked.append((network, images, seed))
-        share_FK = torch.zeros_like(ends(network, images, classes, seed=seed))
-        share_FK[0, 2] = next(most)
-        return share_FK
-
-    monkeypatch.setattr(auto.pull, "ends", led)
-    outcome, made, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)))
-    assert (outcome.repair.rounds, outcome.repair.status) == (rounds, status)
-    assert ("to class 2" in outcome.repair.reason) == (status != "repaired")
-    assert taught[1:] == [[2]]
-    # Always about the same images, under the same triggers, none of which was trained on.
-    assert all(images is made.bench.select for _, images, _ in asked)
-    assert len({seed for _, _, seed in asked}) == 1
-    assert asked[1][0] not in (asked[0][0], asked[2][0], asked[3][0])
 
 
 def test_no_second_round_follows_where_the_verdict_is_not_sure(shortened):

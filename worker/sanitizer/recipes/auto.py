@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from worker.sanitizer import pull
 from worker.sanitizer.evaluate import Z_95_ONE_SIDED
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.inspection import (
@@ -23,7 +22,7 @@ from worker.sanitizer.inspection import (
 )
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.activation_caps import cap_pruned, cap_repaired, carriers
-from worker.sanitizer.recipes.answer import remarks, status_of
+from worker.sanitizer.recipes.answer import status_of
 from worker.sanitizer.recipes.cut_off import cut_off
 from worker.sanitizer.recipes.prune import prune_with
 from worker.sanitizer.recipes.scope import in_scope
@@ -166,8 +165,7 @@ def _repair(
     """
     network, mask = bench.network, outcome.mask
     sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"
-    known = outcome.verdict.target_classes if sure else []
-    course = _leaning(SMALL_MASKS if suspicion.of_small_masks else LARGE_MASKS, findings, known)
+    course = SMALL_MASKS if suspicion.of_small_masks else LARGE_MASKS
     taught = suspicion.taught
     accuracy_pruned = _select_accuracy(bench)
     start = snapshot(network)
@@ -195,10 +193,12 @@ def _repair(
             if len(still) < len(left) and again.after <= max(REPAIRED_AT, estimate.after):
                 estimate, rounds, kept, left = again, rounds + 1, snapshot(network), still
         network.load(kept)
-    status, reason = status_of(estimate.after, REPAIRED_AT, left, is_sure=sure, by_loudness=suspicion.by_loudness)
+    status, reason = status_of(
+        estimate.after, REPAIRED_AT, left, is_sure=sure, by_loudness=suspicion.by_loudness, share_kept=share
+    )  # fmt: skip
     repair = Repair(
         status=status,
-        reason=reason + remarks(is_leaning=bool(course.families), share_kept=share),
+        reason=reason,
         rounds=rounds,
         classes=[target for target in suspicion.targets if target != ANYWHERE],
         share_kept=share,
@@ -213,14 +213,6 @@ def _repair(
     if caps.status == "added":
         outcome = dataclasses.replace(outcome, estimate=_estimate(bench, outcome, suspicion))
     return dataclasses.replace(outcome, caps=caps)
-
-
-def _leaning(course: Course, findings: Findings, known: Sequence[int]) -> Course:
-    """With as many random triggers again, of the kinds that lead to a class other than the known ones, if any do."""
-    kinds = pull.telling(findings.pull, findings.classes, known)
-    if not kinds:
-        return course
-    return dataclasses.replace(course, random_weight=2 * course.random_weight, families=pull.leaning(kinds))
 
 
 def _is_admissible(bench: Workbench, right_before_N: Tensor, budget: AccuracyBudget | None) -> bool:
@@ -288,14 +280,10 @@ def _invert_again(bench: Workbench, targets: Sequence[int]) -> Triggers:
 
 
 def _standing_out(bench: Workbench, findings: Findings) -> list[int]:
-    """The classes that a faint change of the image reaches as no other, or random triggers as by nature they do not."""
     with bench.phase("estimate", PERTURBATION_STEPS) as advance:
-        out = standing_out(
+        return standing_out(
             bench.network, bench.repair, bench.select, findings.classes, generator=bench.generator, advance=advance
         )
-        seed = bench.generator.initial_seed()
-        share_FK = pull.ends(bench.network, bench.select, findings.classes, seed=seed)
-    return list(dict.fromkeys([*out, *pull.pulled(share_FK - findings.natural_random_share, findings.classes)]))
 
 
 def _estimate(bench: Workbench, outcome: Outcome, suspicion: Suspicion) -> SyntheticAttackSuccess:
