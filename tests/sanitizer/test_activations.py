@@ -32,9 +32,12 @@ def test_norms_are_those_of_numpy():
     }
     for name, values in expected.items():
         np.testing.assert_allclose(norms[name].numpy(), values, rtol=1e-12)
-    ratio = norms["linf_over_l2"].numpy()
-    assert ratio[0, 0] == 0
-    np.testing.assert_allclose(ratio[1:], expected["linf"][1:] / expected["l2"][1:], rtol=1e-12)
+    ratios = {"linf_over_l1": ("linf", "l1"), "linf_over_l2": ("linf", "l2"), "l2_over_l1": ("l2", "l1")}
+    for name, (over, under) in ratios.items():
+        ratio = norms[name].numpy()
+        assert ratio[0, 0] == 0
+        np.testing.assert_allclose(ratio[1:], expected[over][1:] / expected[under][1:], rtol=1e-12)
+    assert set(norms) == {*expected, *ratios} == set(NORMS)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 33])

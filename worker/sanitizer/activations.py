@@ -17,7 +17,7 @@ from worker.sanitizer.moments import Moments
 from worker.sanitizer.moments import update as summed
 from worker.sanitizer.network import Network, Site
 
-NORMS = ("linf", "l1", "l2", "mean", "linf_over_l1", "linf_over_l2")
+NORMS = ("linf", "l1", "l2", "mean", "linf_over_l1", "linf_over_l2", "l2_over_l1")
 DEFAULT_BATCH = 128
 State = TypeVar("State")
 
@@ -46,7 +46,7 @@ class ChannelStatistics:
 
 
 def image_norms(maps_NCHW: Tensor) -> dict[str, Tensor]:
-    """Per image and channel: ℓ∞, ℓ1, ℓ2 of the map, its mean, and the ratios ℓ∞/ℓ1 and ℓ∞/ℓ2 (0 for a silent map).
+    """Per image and channel: ℓ∞, ℓ1, ℓ2 of the map, its mean, and the ratios of the norms (0 for a silent map).
 
     Args:
         maps_NCHW: Activation maps; where a network has tokens instead of a map of pixels, those are the positions.
@@ -67,6 +67,7 @@ def image_norms(maps_NCHW: Tensor) -> dict[str, Tensor]:
         "mean": flat_NCP.mean(dim=2),
         "linf_over_l1": _ratio(linf_NC, l1_NC),
         "linf_over_l2": _ratio(linf_NC, l2_NC),
+        "l2_over_l1": _ratio(l2_NC, l1_NC),
     }
 
 

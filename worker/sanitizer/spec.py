@@ -20,8 +20,8 @@ Recipe = Literal[
     "i_bau",
 ]
 Criterion = Literal[
-    "linf", "l1", "l2", "linf_over_l2", "mean", "lipschitz", "bn_divergence", "entropy", "adversarial_mask",
-    "weight_mask", "unlearn_recover", "logit_contribution",
+    "linf", "l1", "l2", "linf_over_l1", "linf_over_l2", "l2_over_l1", "mean", "lipschitz", "bn_divergence", "entropy",
+    "adversarial_mask", "weight_mask", "unlearn_recover", "logit_contribution",
 ]
 # fmt: on
 Aggregate = Literal["mean", "max"]
@@ -33,8 +33,8 @@ Crop = Literal["center"]
 Interpolation = Literal["bilinear", "bicubic"]
 
 NEEDS_TRIGGER_SAMPLES = ("triggered", "difference")
-# The criteria that are norms of activation maps, taken on `inputs`.
-NORM_CRITERIA = ("linf", "l1", "l2", "linf_over_l2")
+# The criteria that are norms of activation maps or their ratios, taken on `inputs`.
+NORM_CRITERIA = ("linf", "l1", "l2", "linf_over_l1", "linf_over_l2", "l2_over_l1")
 # Those that look at triggered images whatever `inputs` says: at synthetic ones where it says `clean`.
 NEEDS_TRIGGERS = ("entropy", "logit_contribution")
 # The recipes that look at `inputs`; the others ignore it.
@@ -231,15 +231,16 @@ class SanitizeSpec:
             triggers still work after pruning. That adds operators to the file, so that only an exported program (.pt2)
             or an ONNX file, in single precision, can carry it.
         criterion: What ranks channels, for `auto` and `prune`; standardised inside each layer, and turned so that
-            `descending` prunes the most suspicious first. `linf`, `l1`, `l2`, `linf_over_l2`: norms of the activation
-            map on `inputs`. `mean`: mean activation on clean images, the quietest first (Fine-Pruning).
-            `lipschitz`: bound of the channel's Lipschitz constant (CLP). `bn_divergence`: of clean images from what
-            the batch norm stores (BNP). `entropy`: of the peaks before the batch norm on clean and triggered images
-            together, the lowest first (EP). `adversarial_mask` (ANP), `weight_mask` (AWM, its mean over the channel's
-            weights), `unlearn_recover` (RNP): the masks that those recipes learn, the lowest first.
-            `logit_contribution`: what the channel adds, to first order, to the suspected class's logit on triggered
-            images. A list of names ranks by the mean of their standardised scores, standardised again (in a layer that
-            only some of them apply to, by the mean of those); a layer that none applies to is left alone.
+            `descending` prunes the most suspicious first. `linf`, `l1`, `l2`: norms of the activation map on `inputs`;
+            `linf_over_l1`, `linf_over_l2`, `l2_over_l1`: their ratios in each image. `mean`: mean activation on clean
+            images, the quietest first (Fine-Pruning). `lipschitz`: bound of the channel's Lipschitz constant (CLP).
+            `bn_divergence`: of clean images from what the batch norm stores (BNP). `entropy`: of the peaks before the
+            batch norm on clean and triggered images together, the lowest first (EP). `adversarial_mask` (ANP),
+            `weight_mask` (AWM, its mean over the channel's weights), `unlearn_recover` (RNP): the masks that those
+            recipes learn, the lowest first. `logit_contribution`: what the channel adds, to first order, to the
+            suspected class's logit on triggered images. A list of names ranks by the mean of their standardised scores,
+            standardised again (in a layer that only some of them apply to, by the mean of those); a layer that none
+            applies to is left alone.
         aggregate: How a norm is taken over images.
         inputs: What a norm is taken on. `triggered` and `difference` let half of the client's trigger samples
             guide; the `synthetic` ones need none.

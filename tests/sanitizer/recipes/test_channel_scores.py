@@ -16,8 +16,9 @@ from worker.sanitizer.recipes.prune import prune
 from worker.sanitizer.spec import FixedFraction, InputSpec, SanitizeSpec, parse_spec
 
 CRITERIA = (
-    *("linf", "l1", "l2", "linf_over_l2", "mean", "lipschitz", "bn_divergence", "entropy"),
-    *("adversarial_mask", "weight_mask", "unlearn_recover", "logit_contribution"),
+    *("linf", "l1", "l2", "linf_over_l1", "linf_over_l2", "l2_over_l1", "mean"),
+    *("lipschitz", "bn_divergence", "entropy", "adversarial_mask", "weight_mask", "unlearn_recover"),
+    "logit_contribution",
 )
 SHORT = {"prune": {"SYNTHESIS_STEPS": 20}, "anp": {"STEPS": 8}, "rnp": {"MAX_STEPS": 8}, "awm": {"ROUNDS": 2}}
 
