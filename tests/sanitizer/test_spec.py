@@ -65,3 +65,26 @@ def test_class_names_are_one_for_each_class_and_distinct(names):
     assert ArchitectureSpec(name="small_vgg", num_classes=3, class_names=("a", "b", "c"))
     with pytest.raises(InvalidSpecError):
         ArchitectureSpec(name="small_vgg", num_classes=3, class_names=names)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"seed": seed} for seed in (-1, 2**63, 1.5, True, "0", None)),
+        *({name: value} for name in ("repair", "caps") for value in ("false", 0, None, [])),
+        *(
+            {"selection": value}
+            for value in ("accuracy_budget", None, [], {"kind": []}, {"kind": "x"}, {"fraction": 1})
+        ),
+        *({"selection": {"num_points": value}} for value in (1, 2.5, "2", True)),
+        *({"selection": {"max_accuracy_drop": value}} for value in ("x", None, [])),
+        *({"scope": value} for value in ([], [1], [None], {}, 7)),
+        *({name: value} for name in ("recipe", "device", "order", "inputs", "aggregate") for value in ("x", [], None)),
+        *({"criterion": value} for value in ("x", 5, [5], [[]])),
+        *({"compare": value} for value in ("ft", [[]], ["x"], None)),
+        {"unknown": 1},
+    ],
+)
+def test_a_specification_from_json_is_refused_unless_each_field_is_what_it_must_be(changes):
+    with pytest.raises(InvalidSpecError):
+        parse_spec(changes)

@@ -180,7 +180,9 @@ class AccuracyBudget:
             self.max_recall_drop is None or 0 <= self.max_recall_drop <= 1,
             "selection.max_recall_drop must be 0 to 1, or null for no bound",
         )
-        _require(2 <= self.num_points <= 200, "selection.num_points must be 2 to 200")
+        _require(
+            type(self.num_points) is int and 2 <= self.num_points <= 200, "selection.num_points must be 2 to 200"
+        )
         _require(0 < self.max_fraction < 1, "selection.max_fraction must be above 0 and below 1")
 
 
@@ -273,10 +275,14 @@ class SanitizeSpec:
     compare: list[Recipe] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**63, "seed must be 0 to 2^63 - 1")
+        # Kinds are checked here too, because the command line makes these from JSON without a validation library.
+        _require(type(self.seed) is int and 0 <= self.seed < 2**63, "seed must be 0 to 2^63 - 1")
+        _require(isinstance(self.repair, bool), "repair must be true or false")
+        _require(isinstance(self.caps, bool), "caps must be true or false")
+        _require(isinstance(self.selection, Selection), "selection must be an object with a `kind`")
         if isinstance(self.scope, list):
             _require(0 < len(self.scope) <= 10_000, "scope must name 1 to 10000 layers")
-        # Checked here too, because the command line makes these from JSON without a validation library.
+            _require(all(isinstance(name, str) for name in self.scope), "scope must be a list of names")
         _require(
             all(one in get_args(Criterion) for one in self.criteria),
             f"criterion must be one of {', '.join(get_args(Criterion))}, or a list of them",
@@ -316,7 +322,7 @@ def parse_spec(value: dict[str, Any]) -> SanitizeSpec:
     if isinstance(fields.get("selection"), dict):
         selection = dict(fields["selection"])
         kind = selection.get("kind", "accuracy_budget")
-        _require(kind in SELECTIONS, f"selection.kind must be one of {', '.join(SELECTIONS)}")
+        _require(isinstance(kind, str) and kind in SELECTIONS, f"selection.kind must be one of {', '.join(SELECTIONS)}")
         fields["selection"] = _construct(SELECTIONS[kind], selection, "selection")
     spec: SanitizeSpec = _construct(SanitizeSpec, fields, "spec")
     for name, choices in CHOICES.items():
