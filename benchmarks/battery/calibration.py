@@ -10,7 +10,7 @@ from benchmarks.battery.catalogue import is_held_out
 
 _ARCHITECTURES = ("resnet", "vgg", "vgg-nobn")
 _NAME = re.compile(
-    r"(?:digits-)?(?P<architecture>resnet|vgg-nobn|vgg)-w(?P<width>\d+)-"
+    r"(?:digits-|shapes-)?(?P<architecture>resnet|vgg-nobn|vgg)-w(?P<width>\d+)-"
     rf"(?P<attack>clean|{'|'.join(attacks.names())})(?:-\d+pc)?-s(?P<seed>\d+)"
 )
 _WIDTH_STEP = 4

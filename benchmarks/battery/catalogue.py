@@ -18,6 +18,8 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, bool | int]]] = {
 # Widths of the further clean models: with batch norm each has two seeds.
 _CLEAN_WIDTHS = (12, 16, 20, 24)
 _CLEAN_WIDTHS_WITHOUT_NORM = (20, 24, 28, 32)
+# A line of attacks on coloured images: one small and loud, one faint, one smooth, one that moves pixels.
+_SHAPES_ATTACKS = ("patch", "blended", "low_frequency", "warp")
 # Of the models of held-out attacks.
 _HELD_OUT_PREFIX = "held-out-"
 _HELD_OUT_WIDTH = 20
@@ -66,6 +68,7 @@ def all_models() -> list[ModelConfig]:
     models += [_backdoored("vgg-nobn", attack, 0.05) for attack in attacks.names()]
     models += [_backdoored(short, attack, 0.01) for attack in attacks.names() for short in _ARCHITECTURES]
     models += _digits()
+    models += [_shapes(short, attack) for attack in (None, *_SHAPES_ATTACKS) for short in with_norm]
     models += [_held_out(short, attack) for attack in attacks.held_out_names() for short in with_norm]
     return models
 
@@ -134,4 +137,18 @@ def _digit_model(short: str, attack: str | None) -> ModelConfig:
         epochs=40,
         batch_size=64,
         twin=f"digits-{short}-w16-clean-s0" if attack else None,
+    )
+
+
+def _shapes(short: str, attack: str | None) -> ModelConfig:
+    architecture, options = _ARCHITECTURES[short]
+    return ModelConfig(
+        name=f"shapes-{short}-w16-{attack or 'clean'}-s0",
+        dataset="shapes",
+        architecture=architecture,
+        options=dict(options),
+        attack=attack,
+        rate=0.10 if attack else 0.0,
+        num_train=20_000,
+        twin=f"shapes-{short}-w16-clean-s0" if attack else None,
     )

@@ -1,10 +1,11 @@
-"""The images of the battery: Fashion-MNIST from local files, and scikit-learn's digits. Nothing is downloaded.
+"""The images of the battery: Fashion-MNIST from local files, scikit-learn's digits, made shapes. Nothing is downloaded.
 
 Shape legend: N images, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
 import os
 import struct
@@ -16,10 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.battery import shapes
+
 # Where Debian's package dataset-fashion-mnist puts its four files.
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
 SIDE = 28
 _NUM_DIGITS_TEST = 500
+_NUM_SHAPES_TRAIN, _NUM_SHAPES_TEST = 20_000, 5_000
 _IDX_UINT8 = 0x08
 
 
@@ -38,7 +42,7 @@ class Dataset:
 
 
 def load(name: str, environment: Mapping[str, str] = os.environ) -> Dataset:
-    """Return the data set "fashion_mnist" or "digits".
+    """Return the data set "fashion_mnist", "digits" or "shapes".
 
     Raises:
         FileNotFoundError: the files of Fashion-MNIST are not there; the message says how to get them.
@@ -47,6 +51,8 @@ def load(name: str, environment: Mapping[str, str] = os.environ) -> Dataset:
         return fashion_mnist(Path(environment.get("FASHION_MNIST_DIR", FASHION_MNIST_DIR)))
     if name == "digits":
         return digits()
+    if name == "shapes":
+        return made_shapes()
     raise ValueError(f"no data set {name!r}")
 
 
@@ -90,6 +96,23 @@ def digits() -> Dataset:
         train_labels_N=labels_N[train_N],
         test_images_NCHW=images_NCHW[test_N],
         test_labels_N=labels_N[test_N],
+    )
+
+
+@functools.cache
+def made_shapes() -> Dataset:
+    """Return 20,000 and 5,000 coloured images of 32x32 pixels (see `shapes`), drawn by two seeds."""
+    train_images_NCHW, train_labels_N = shapes.draw(_NUM_SHAPES_TRAIN, seed=0)
+    test_images_NCHW, test_labels_N = shapes.draw(_NUM_SHAPES_TEST, seed=1)
+    return Dataset(
+        name="shapes",
+        num_classes=shapes.NUM_CLASSES,
+        mean=0.5,
+        std=0.29,
+        train_images_NCHW=train_images_NCHW,
+        train_labels_N=train_labels_N,
+        test_images_NCHW=test_images_NCHW,
+        test_labels_N=test_labels_N,
     )
 
 
