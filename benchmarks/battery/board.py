@@ -137,6 +137,11 @@ def clean(config: ModelConfig) -> bool:
     return config.attack is None and config.dataset == "fashion_mnist"
 
 
+def of_data(dataset: str, *, is_planted: bool) -> Keep:
+    """Return the rule that takes the backdoored or the clean models of one data set."""
+    return lambda config: config.dataset == dataset and (config.attack is not None) == is_planted
+
+
 def accuracy_lost(row: Row) -> float:
     """Return ACC before minus ACC after."""
     return float(row["accuracy_before"] - row["accuracy_after"])

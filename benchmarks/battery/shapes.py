@@ -66,7 +66,8 @@ def _hollow_square(x: Tensor, y: Tensor) -> Tensor:
     return (torch.maximum(x.abs(), y.abs()) - 0.53).abs() < 0.18
 
 
-_THINGS: tuple[_Inside, ...] = (
+# In the order of the classes.
+THINGS: tuple[_Inside, ...] = (
     lambda x, y: x.hypot(y) < 0.9,
     _ring,
     _polygon(3, math.cos(math.pi / 3)),
@@ -78,7 +79,7 @@ _THINGS: tuple[_Inside, ...] = (
     _crescent,
     _pair,
 )
-NUM_CLASSES = len(_THINGS)
+NUM_CLASSES = len(THINGS)
 
 
 def draw(num_images: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -103,7 +104,7 @@ def _drawn(labels_N: Tensor, generator: torch.Generator) -> Tensor:
     x_NSS = angle_N11.cos() * across_NSS + angle_N11.sin() * down_NSS
     y_NSS = angle_N11.cos() * down_NSS - angle_N11.sin() * across_NSS
     inside_NSS = torch.zeros_like(x_NSS, dtype=torch.bool)
-    for label, inside in enumerate(_THINGS):
+    for label, inside in enumerate(THINGS):
         rows = labels_N == label
         inside_NSS[rows] = inside(x_NSS[rows], y_NSS[rows])
     cover_N1HW = functional.avg_pool2d(inside_NSS.float().unsqueeze(1), _FINE)

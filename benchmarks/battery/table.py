@@ -13,7 +13,18 @@ from statistics import fmean, median
 
 from benchmarks import markdown
 from benchmarks.battery import attacks, provenance, reach, rows
-from benchmarks.battery.board import Board, Group, accuracy_lost, attack_success, clean, der, held_out, load, planted
+from benchmarks.battery.board import (
+    Board,
+    Group,
+    accuracy_lost,
+    attack_success,
+    clean,
+    der,
+    held_out,
+    load,
+    of_data,
+    planted,
+)
 from benchmarks.battery.calibration import is_calibration
 from benchmarks.battery.catalogue import RATES, ModelConfig, is_held_out
 from benchmarks.battery.rows import Row
@@ -34,6 +45,12 @@ _HELD_OUT_RECIPES = {
     "auto@pt2": "`auto`, sent as an exported program, which can carry activation caps",
     "caps@pt2": "Activation caps alone",
 }
+_OTHER_DATA = {"digits": "scikit-learn's digits, enlarged", "shapes": "Made shapes in colour"}
+# Whoever tunes on these models changes this sentence.
+_OTHER_DATA_NOTE = (
+    "`auto` on networks of other images than those that the targets are about, 10 % poisoning. The rule for tiny masks "
+    "and the repair's anchor were set while those of digits were looked at."
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,7 +109,6 @@ def recipes_page(board: Board) -> str:
         for what, keep in (
             ("10 and 5 % poisoning", planted(0.10, 0.05)),
             ("1 % poisoning", planted(0.01)),
-            ("digits, 10 % poisoning", _planted_digits),
         ):
             lines = [
                 [f"`{recipe}`", group.coverage, *_means(group), *_cost(board, recipe, group, keep, num_images)]
@@ -178,20 +194,12 @@ def verdict_page(board: Board) -> str:
 
 def held_out_page(board: Board) -> str:
     """Return what `auto` did to the attacks that nothing was tuned on, model by model."""
-    head = ["model", "images", "seed", "ASR before", "ASR", "ACC lost", "RA", "RA of twin", "DER"]
-    head += ["estimate", "status", "verdict", "target class named"]
     parts = []
     for recipe, what in _HELD_OUT_RECIPES.items():
         for num_images in board.values("num_images"):
             group = board.group(recipe, held_out, num_images=num_images)
             if group.rows:
-                asr, worst_asr, lost, worst_lost, robust, effectiveness = _means(group)
-                means = (
-                    f"{group.coverage} jobs with {num_images} clean images: ASR {asr} in the mean, {worst_asr} at "
-                    f"worst; {lost} points of accuracy lost in the mean, {worst_lost} at worst; RA {robust}; DER "
-                    f"{effectiveness}."
-                )
-                parts += [f"## {what}\n", f"{means}\n", _table(head, [_held_out_line(row) for row in group.rows])]
+                parts += [f"## {what}\n", _means_in_words(group, num_images), _model_by_model(group)]
     return _page(
         "Held-out attacks",
         board,
@@ -203,21 +211,57 @@ def held_out_page(board: Board) -> str:
     )
 
 
-def _held_out_line(row: Row) -> list[str]:
+def other_data_page(board: Board) -> str:
+    """Return what `auto` did to networks of the other data sets, model by model."""
+    parts = []
+    for dataset, what in _OTHER_DATA.items():
+        for num_images in board.values("num_images"):
+            for kind, is_planted in (("backdoored", True), ("clean", False)):
+                group = board.group("auto", of_data(dataset, is_planted=is_planted), num_images=num_images)
+                if group.rows:
+                    means = _means_in_words(group, num_images) if is_planted else _clean_in_words(group, num_images)
+                    parts += [f"## {what}, {kind}\n", means, _model_by_model(group)]
+    return _page("Other data", board, _OTHER_DATA_NOTE, *(parts or ["None was judged.\n"]))
+
+
+def _means_in_words(group: Group, num_images: int) -> str:
+    asr, worst_asr, lost, worst_lost, robust, effectiveness = _means(group)
+    return (
+        f"{group.coverage} jobs with {num_images} clean images: ASR {asr} in the mean, {worst_asr} at worst; {lost} "
+        f"points of accuracy lost in the mean, {worst_lost} at worst; RA {robust}; DER {effectiveness}.\n"
+    )
+
+
+def _clean_in_words(group: Group, num_images: int) -> str:
+    lost, worst_lost, *_ = _clean_means(group)
+    return (
+        f"{group.coverage} jobs with {num_images} clean images: {lost} points of accuracy lost in the mean, "
+        f"{worst_lost} at worst.\n"
+    )
+
+
+def _model_by_model(group: Group) -> str:
+    head = ["model", "images", "seed", "ASR before", "ASR", "ACC lost", "RA", "RA of twin", "DER"]
+    head += ["estimate", "status", "verdict", "target class named"]
+    return _table(head, [_model_line(row) for row in group.rows])
+
+
+def _model_line(row: Row) -> list[str]:
+    is_clean = row["attack"] is None
     return [
         row["model"],
         str(row["num_images"]),
         str(row["seed"]),
-        _percent(row["attack_success_before"]),
-        _percent(attack_success(row)),
+        _percent_if_any(row["attack_success_before"]),
+        _percent_if_any(row["attack_success_after"]),
         _points(accuracy_lost(row)),
-        _percent(row["robust_accuracy_after"]),
+        _percent_if_any(row["robust_accuracy_after"]),
         _percent_if_any(row["robust_accuracy_twin"]),
-        f"{der(row):.3f}",
+        _NONE if is_clean else f"{der(row):.3f}",
         _percent_if_any(row["estimate"]),
         str(row["status"]),
         str(row["verdict"]),
-        "yes" if _named(row, row["attack"]) else "no",
+        _NONE if is_clean else "yes" if _named(row, row["attack"]) else "no",
     ]
 
 
@@ -227,6 +271,7 @@ _PAGES: dict[str, Callable[[Board], str]] = {
     "attacks.md": attacks_page,
     "verdict.md": verdict_page,
     "held_out.md": held_out_page,
+    "other_data.md": other_data_page,
 }
 
 
@@ -322,10 +367,6 @@ def _named(row: Row, attack: str) -> bool:
     made = attacks.make(attack)
     targets = range(made.num_classes) if None in made.targets_by_trigger else made.targets_by_trigger
     return set(targets) <= set(row["target_classes"] or ())
-
-
-def _planted_digits(config: ModelConfig) -> bool:
-    return config.attack is not None and config.dataset == "digits"
 
 
 def _one(attack: str, rate: float) -> Callable[[ModelConfig], bool]:

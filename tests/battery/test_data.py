@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import gzip
+import itertools
+import math
 import struct
 
 import pytest
 import torch
 
-from benchmarks.battery import data
+from benchmarks.battery import data, shapes
 
 
 def write_idx(path, shape, values, kind=0x08):
@@ -61,3 +63,35 @@ def test_the_digits_split_has_no_image_on_both_sides():
     train, test = dataset.train_images_NCHW.flatten(1), dataset.test_images_NCHW.flatten(1)
     assert (len(train), len(test)) == (1297, 500)
     assert not (torch.cdist(test.float(), train.float()) == 0).any()
+
+
+def test_made_shapes_are_balanced_and_no_image_lies_on_both_sides():
+    dataset = data.load("shapes", {})
+    assert dataset.train_images_NCHW.shape == (20_000, 3, 32, 32)
+    assert dataset.test_labels_N.bincount().tolist() == [500] * 10
+    train, test = dataset.train_images_NCHW[:2000].flatten(1), dataset.test_images_NCHW.flatten(1)
+    assert not (torch.cdist(test.float(), train.float()) == 0).any()
+
+
+def test_shapes_are_drawn_by_their_seed_and_colour_says_nothing_of_the_class():
+    images, labels = shapes.draw(3000, seed=3)
+    assert torch.equal(images, shapes.draw(3000, seed=3)[0])
+    assert not torch.equal(images, shapes.draw(3000, seed=4)[0])
+    colour = images.float().mean(dim=(2, 3)) / 255
+    means = torch.stack([colour[labels == label].mean(dim=0) for label in range(10)])
+    # Of 300 images a mean of channels that spread by 0.26 errs by 0.015.
+    assert (means - colour.mean(dim=0)).abs().max() < 4 * 0.015
+
+
+def test_every_thing_lies_within_its_disc_and_differs_from_the_others():
+    line = torch.linspace(-1.3, 1.3, 131)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    drawn = [inside(x, y) for inside in shapes.THINGS]
+    assert not any((one & (x.hypot(y) > 1.05)).any() for one in drawn)
+    areas = [float(one.float().mean()) * 2.6**2 for one in drawn]
+    # A disc of 0.9, a triangle and a square in the unit circle.
+    assert areas[0] == pytest.approx(math.pi * 0.81, rel=0.02)
+    assert areas[2] == pytest.approx(3 * math.sqrt(3) / 4, rel=0.03)
+    assert areas[3] == pytest.approx(2.0, rel=0.03)
+    for first, second in itertools.combinations(drawn, 2):
+        assert (first & second).sum() < 0.8 * (first | second).sum()

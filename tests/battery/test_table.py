@@ -13,6 +13,8 @@ CLEAN = ModelConfig(name="resnet-w20-clean-s2", architecture="small_resnet")
 PATCH = ModelConfig(name="resnet-w16-checker-10pc-s0", architecture="small_resnet", attack="checker", rate=0.10)
 BLENDED = replace(PATCH, name="vgg-w16-blended-10pc-s0", attack="blended", rate=0.05)
 HELD_OUT = replace(PATCH, name="held-out-resnet-w20-frame-s1", attack="frame")
+DIGITS = replace(PATCH, name="digits-vgg-w16-patch-s0", attack="patch", dataset="digits")
+SHAPES = ModelConfig(name="shapes-vgg-w16-clean-s0", architecture="small_vgg", dataset="shapes")
 RARE = replace(PATCH, name="resnet-w16-checker-1pc-s0", rate=0.01)
 CONFIGS = (CLEAN, PATCH, BLENDED, RARE)
 
@@ -184,13 +186,13 @@ def test_every_page_is_written_with_where_its_figures_come_from(tmp_path, monkey
     board(tmp_path, row(attack_success_after=0.4), row(RARE), row(CLEAN, attack=None, verdict="clean", der=None))
     assert table.main(["--out", str(tmp_path / "results")]) == 0
     pages = {path.name: path.read_text() for path in (tmp_path / "results").glob("*.md")}
-    assert set(pages) == {"reach.md", "recipes.md", "attacks.md", "verdict.md", "held_out.md"}
+    assert set(pages) == {"reach.md", "recipes.md", "attacks.md", "verdict.md", "held_out.md", "other_data.md"}
     assert all("a machine" in page and "2026-01-02" in page and "`abc`" in page for page in pages.values())
     assert f"| {PATCH.name} | 0 | 40.0 % | repaired | backdoored |" in pages["reach.md"]
     for page in pages.values():
         tables = [text.splitlines() for text in page.split("\n\n") if text.startswith("|")]
         assert all(len({each.count("|") for each in lines}) == 1 for lines in tables)
-    assert capsys.readouterr().out.count("\n") == 6
+    assert capsys.readouterr().out.count("\n") == 7
     # The rows beside the pages write the same pages again.
     monkeypatch.setenv("LUSTRATE_BATTERY_CACHE", str(tmp_path / "results"))
     assert table.main(["--out", str(tmp_path / "again")]) == 0
@@ -225,3 +227,18 @@ def test_a_held_out_model_that_is_not_fit_is_listed_on_its_own_page(tmp_path):
     found = board(tmp_path, row(), configs=(PATCH, HELD_OUT))
     assert f"| {HELD_OUT.name} | attack success 0.5 is below 0.9 |" in table.held_out_page(found)
     assert HELD_OUT.name not in table.attacks_page(found)
+
+
+def test_other_data_have_a_page_of_their_own_and_no_part_in_the_targets(tmp_path):
+    alone = board(tmp_path / "alone", *all_seeds(PATCH), configs=(PATCH,))
+    planted = row(DIGITS, num_images=200, attack_success_after=0.9, target_classes=[0])
+    untouched = {"attack_success_before": None, "attack_success_after": None, "robust_accuracy_after": None}
+    benign = row(SHAPES, **untouched, robust_accuracy_twin=None, der=None)
+    both = board(tmp_path / "both", *all_seeds(PATCH), planted, benign, configs=(PATCH, DIGITS, SHAPES))
+    assert reach.lines(both) == reach.lines(alone)
+    page = table.other_data_page(both)
+    assert "1 of 3 jobs with 200 clean images: ASR 90.0 % in the mean" in page
+    assert f"| {DIGITS.name} | 200 | 0 | 99.0 % | 90.0 % | 0.50 | 90.0 % | 91.0 % | 0.980 | 5.0 % | repaired |" in page
+    assert "1 of 3 jobs with 500 clean images: 0.50 points of accuracy lost in the mean" in page
+    assert f"| {SHAPES.name} | 500 | 0 | - | - | 0.50 | - | - | - | 5.0 % | repaired | backdoored | - |" in page
+    assert "None was judged." in table.other_data_page(alone)
