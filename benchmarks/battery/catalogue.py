@@ -18,8 +18,8 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, bool | int]]] = {
 # Widths of the further clean models: with batch norm each has two seeds.
 _CLEAN_WIDTHS = (12, 16, 20, 24)
 _CLEAN_WIDTHS_WITHOUT_NORM = (20, 24, 28, 32)
-# A line of attacks on coloured images: one small and loud, one faint, one smooth, one that moves pixels.
-_SHAPES_ATTACKS = ("patch", "blended", "low_frequency", "warp")
+# Of those on coloured images: a warp is not learnt beside its disturbed images there.
+_SHAPES_ATTACKS = ("patch", "blended", "low_frequency", "glasses", "sample_specific")
 # Of the models of held-out attacks.
 _HELD_OUT_PREFIX = "held-out-"
 _HELD_OUT_WIDTH = 20
