@@ -1,8 +1,9 @@
 """A made data set in colour: ten shapes at any place, size, angle and tint, on blotchy grounds. Nothing is downloaded.
 
-Unlike garments and digits the things are anywhere in the image, and colour says nothing of the class.
+Unlike garments and digits the things are not centred, and colour says nothing of the class. Networks are cached by
+their configuration, which says nothing of what is drawn here: a change asks for another name of the data set.
 
-Shape legend: N images, S samples a side of an image, two for each pixel.
+Shape legend: N images, S samples a side of an image, two for each pixel, H height, W width.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from torch.nn import functional
 SIDE = 32
 # Each pixel is the mean of so many samples by so many.
 _FINE = 2
-# Half the extent of a thing, in halves of the image's side; as much of the middle stays for its place.
+# Radius of the disc that holds a thing, in halves of the image's side; it lies wholly within the image.
 _RADIUS = (0.35, 0.6)
-# A thing and the mean of its ground differ by this at least, in the mean over the channels.
+# A thing and its ground differ by this at least, in the mean over the channels, before blotches and grain.
 _CONTRAST = 0.25
 _BLOTCHES = 4
 _BLOTCHINESS = 0.25
@@ -27,7 +28,7 @@ _GRAIN = 0.03
 # Drawn so many at once.
 _CHUNK = 1000
 
-# Coordinates in a thing's own frame: it lies within the unit disc.
+# Takes coordinates in a thing's own frame, in which it fills the unit disc.
 _Inside = Callable[[Tensor, Tensor], Tensor]
 
 

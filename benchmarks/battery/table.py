@@ -48,8 +48,12 @@ _HELD_OUT_RECIPES = {
 _OTHER_DATA = {"digits": "scikit-learn's digits, enlarged", "shapes": "Made shapes in colour"}
 # Whoever tunes on these models changes this sentence.
 _OTHER_DATA_NOTE = (
-    "`auto` on networks of other images than those that the targets are about, 10 % poisoning. The rule for tiny masks "
-    "and the repair's anchor were set while those of digits were looked at."
+    "`auto` on networks of other images than those that the targets are about, 10 % poisoning; they have no part in "
+    "the targets. Digits: 300 images score with 200 clean ones. The round aimed at a class that stands out, the radius "
+    "that shrinks, how often masks come, the rule for tiny masks and the images that the repair's anchor asks about "
+    "were set while networks of digits were looked at. Shapes: ten things at any place, size, angle and tint "
+    "(`benchmarks/battery/shapes.py`), 32 x 32 pixels in colour, 4,500 images score with 500 clean ones; a warp is "
+    "left out, since a residual network does not learn it there."
 )
 
 
@@ -79,11 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
 def reach_page(board: Board) -> str:
     """Return the targets beside what was measured, and which backdoors survive."""
     lines = [[line.what, line.wanted, line.measured, line.jobs, line.status] for line in reach.lines(board)]
-    survivors = [
-        row
-        for row in board.group("auto", lambda config: config.attack is not None and not held_out(config)).rows
-        if attack_success(row) > SURVIVES
-    ]
+    survivors = [row for row in board.group("auto", planted(*RATES)).rows if attack_success(row) > SURVIVES]
     survivors.sort(key=attack_success, reverse=True)
     listed = [
         [row["model"], str(row["seed"]), _percent(attack_success(row)), str(row["status"]), str(row["verdict"])]
@@ -148,7 +148,7 @@ def attacks_page(board: Board) -> str:
                         lines.append([attack, f"{100 * rate:.0f} %", group.coverage, *_attack_means(group)])
             if lines:
                 parts += [f"## `{recipe}`, {num_images} clean images\n", _table(head, lines)]
-    parts += _left_out(board, apart=False)
+    parts += _left_out(board, lambda name: not is_held_out(name) and not _is_of_other_data(name))
     note = (
         "The twin is the clean model of the same architecture: no repair can be expected to exceed its RA, and what "
         "five poisoned samples teach it owes nothing to a backdoor."
@@ -207,7 +207,7 @@ def held_out_page(board: Board) -> str:
         "Data, architectures and training are the same, and the clean twins are models of the other pages. "
         f"{_HELD_OUT_NOTE}",
         *(parts or ["None was judged.\n"]),
-        *_left_out(board, apart=True),
+        *_left_out(board, is_held_out),
     )
 
 
@@ -221,7 +221,8 @@ def other_data_page(board: Board) -> str:
                 if group.rows:
                     means = _means_in_words(group, num_images) if is_planted else _clean_in_words(group, num_images)
                     parts += [f"## {what}, {kind}\n", means, _model_by_model(group)]
-    return _page("Other data", board, _OTHER_DATA_NOTE, *(parts or ["None was judged.\n"]))
+    unfit = _left_out(board, _is_of_other_data)
+    return _page("Other data", board, _OTHER_DATA_NOTE, *(parts or ["None was judged.\n"]), *unfit)
 
 
 def _means_in_words(group: Group, num_images: int) -> str:
@@ -275,9 +276,13 @@ _PAGES: dict[str, Callable[[Board], str]] = {
 }
 
 
-def _left_out(board: Board, *, apart: bool) -> list[str]:
-    """The models that training found unfit, each with the reason: the held-out ones, or the others."""
-    lines = [[name, reason] for name, reason in board.left_out.items() if is_held_out(name) == apart]
+def _is_of_other_data(name: str) -> bool:
+    return name.partition("-")[0] in _OTHER_DATA
+
+
+def _left_out(board: Board, keep: Callable[[str], bool]) -> list[str]:
+    """The models of a page that training found unfit, each with the reason."""
+    lines = [[name, reason] for name, reason in board.left_out.items() if keep(name)]
     return ["## Models that are not fit to measure with\n", _table(["model", "reason"], lines)] if lines else []
 
 

@@ -234,11 +234,24 @@ def test_other_data_have_a_page_of_their_own_and_no_part_in_the_targets(tmp_path
     planted = row(DIGITS, num_images=200, attack_success_after=0.9, target_classes=[0])
     untouched = {"attack_success_before": None, "attack_success_after": None, "robust_accuracy_after": None}
     benign = row(SHAPES, **untouched, robust_accuracy_twin=None, der=None)
-    both = board(tmp_path / "both", *all_seeds(PATCH), planted, benign, configs=(PATCH, DIGITS, SHAPES))
+    coloured = replace(DIGITS, name="shapes-vgg-w16-patch-s0", dataset="shapes")
+    surviving = row(coloured, attack_success_after=0.8)
+    written = (*all_seeds(PATCH), planted, benign, surviving)
+    both = board(tmp_path / "both", *written, configs=(PATCH, DIGITS, SHAPES, coloured))
     assert reach.lines(both) == reach.lines(alone)
+    assert coloured.name not in table.reach_page(both)
+    assert f"| {coloured.name} | 500 | 0 | 99.0 % | 80.0 % |" in table.other_data_page(both)
     page = table.other_data_page(both)
     assert "1 of 3 jobs with 200 clean images: ASR 90.0 % in the mean" in page
     assert f"| {DIGITS.name} | 200 | 0 | 99.0 % | 90.0 % | 0.50 | 90.0 % | 91.0 % | 0.980 | 5.0 % | repaired |" in page
     assert "1 of 3 jobs with 500 clean images: 0.50 points of accuracy lost in the mean" in page
     assert f"| {SHAPES.name} | 500 | 0 | - | - | 0.50 | - | - | - | 5.0 % | repaired | backdoored | - |" in page
     assert "None was judged." in table.other_data_page(alone)
+
+
+def test_an_unfit_model_of_other_data_is_listed_on_its_own_page(tmp_path):
+    record = {"admitted": False, "reason": "attack success 0.5 is below 0.9", "key": DIGITS.key}
+    (tmp_path / f"{DIGITS.key}.json").write_text(json.dumps(record))
+    found = board(tmp_path, row(), configs=(PATCH, DIGITS))
+    assert f"| {DIGITS.name} | attack success 0.5 is below 0.9 |" in table.other_data_page(found)
+    assert DIGITS.name not in table.attacks_page(found) + table.held_out_page(found)
