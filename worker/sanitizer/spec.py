@@ -56,6 +56,15 @@ def _require(condition: bool, message: str) -> None:
         raise InvalidSpecError(message)
 
 
+# Kinds are checked here too, because the command line makes these from JSON without a validation library.
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return type(value) is int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchitectureSpec:
     """Which network the checkpoint's tensors belong to. `options` are typed keyword arguments of the registry.
@@ -76,6 +85,10 @@ class ArchitectureSpec:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        sources = get_args(ArchitectureSource)
+        _require(self.source in sources, f"architecture.source must be one of {', '.join(sources)}")
+        _require(isinstance(self.name, str), "architecture.name must be a name")
+        _require(isinstance(self.options, dict), "architecture.options must be an object")
         if self.source == "file":
             _require(not self.name and not self.options, 'architecture.source "file" takes neither name nor options')
         elif self.source == "transformers":
@@ -83,15 +96,22 @@ class ArchitectureSpec:
             _require(len(self.name) <= 200, "architecture.name must have at most 200 characters")
         else:
             _require(0 < len(self.name) <= 200, "architecture.name must have 1 to 200 characters")
-        _require(2 <= self.num_classes <= MAX_CLASSES, f"architecture.num_classes must be 2 to {MAX_CLASSES}")
-        _require(1 <= self.in_channels <= MAX_CHANNELS, f"architecture.in_channels must be 1 to {MAX_CHANNELS}")
+        _require(
+            _is_whole(self.num_classes) and 2 <= self.num_classes <= MAX_CLASSES,
+            f"architecture.num_classes must be 2 to {MAX_CLASSES}",
+        )
+        _require(
+            _is_whole(self.in_channels) and 1 <= self.in_channels <= MAX_CHANNELS,
+            f"architecture.in_channels must be 1 to {MAX_CHANNELS}",
+        )
         _require(len(self.options) <= 32, "architecture.options may have at most 32 entries")
+        _require(isinstance(self.class_names, list | tuple), "architecture.class_names must be a list")
         _require(
             len(self.class_names) in (0, self.num_classes),
             f"architecture.class_names must have architecture.num_classes ({self.num_classes}) entries, or none",
         )
         _require(
-            all(0 < len(name) <= MAX_NAME for name in self.class_names)
+            all(isinstance(name, str) and 0 < len(name) <= MAX_NAME for name in self.class_names)
             and len(set(self.class_names)) == len(self.class_names),
             f"architecture.class_names must be distinct, with 1 to {MAX_NAME} characters each",
         )
@@ -125,9 +145,10 @@ class InputSpec:
     grayscale: bool = False
 
     def __post_init__(self) -> None:
-        _require(1 <= self.height <= MAX_SIDE, f"input.height must be 1 to {MAX_SIDE}")
-        _require(1 <= self.width <= MAX_SIDE, f"input.width must be 1 to {MAX_SIDE}")
+        _require(_is_whole(self.height) and 1 <= self.height <= MAX_SIDE, f"input.height must be 1 to {MAX_SIDE}")
+        _require(_is_whole(self.width) and 1 <= self.width <= MAX_SIDE, f"input.width must be 1 to {MAX_SIDE}")
         _require(1 <= len(self.mean) <= MAX_CHANNELS, f"input.mean must have 1 to {MAX_CHANNELS} entries")
+        _require(all(map(_is_number, (*self.mean, *self.std))), "input.mean and input.std must be lists of numbers")
         _require(len(self.mean) == len(self.std), "input.mean and input.std must have one entry per channel")
         _require(all(math.isfinite(value) for value in self.mean), "input.mean must be finite")
         _require(
@@ -136,9 +157,8 @@ class InputSpec:
         self._check_fit()
 
     def _check_fit(self) -> None:
-        # Checked here too, because the command line makes these from JSON without a validation library.
         _require(
-            self.resize is None or self.resize == "stretch" or type(self.resize) is int,
+            self.resize is None or self.resize == "stretch" or _is_whole(self.resize),
             "input.resize must be a number of pixels, `stretch` or null",
         )
         _require(self.crop in (None, *get_args(Crop)), "input.crop must be `center` or null")
@@ -175,15 +195,19 @@ class AccuracyBudget:
     max_recall_drop: float | None = None
 
     def __post_init__(self) -> None:
-        _require(0 <= self.max_accuracy_drop <= 1, "selection.max_accuracy_drop must be 0 to 1")
         _require(
-            self.max_recall_drop is None or 0 <= self.max_recall_drop <= 1,
+            _is_number(self.max_accuracy_drop) and 0 <= self.max_accuracy_drop <= 1,
+            "selection.max_accuracy_drop must be 0 to 1",
+        )
+        _require(
+            self.max_recall_drop is None or (_is_number(self.max_recall_drop) and 0 <= self.max_recall_drop <= 1),
             "selection.max_recall_drop must be 0 to 1, or null for no bound",
         )
+        _require(_is_whole(self.num_points) and 2 <= self.num_points <= 200, "selection.num_points must be 2 to 200")
         _require(
-            type(self.num_points) is int and 2 <= self.num_points <= 200, "selection.num_points must be 2 to 200"
+            _is_number(self.max_fraction) and 0 < self.max_fraction < 1,
+            "selection.max_fraction must be above 0 and below 1",
         )
-        _require(0 < self.max_fraction < 1, "selection.max_fraction must be above 0 and below 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +220,7 @@ class FixedFraction:
     fraction: float
 
     def __post_init__(self) -> None:
-        _require(0 < self.fraction < 1, "selection.fraction must be above 0 and below 1")
+        _require(_is_number(self.fraction) and 0 < self.fraction < 1, "selection.fraction must be above 0 and below 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +233,7 @@ class RobustDeviations:
     k: float
 
     def __post_init__(self) -> None:
-        _require(0 < self.k <= 1000, "selection.k must be above 0 and at most 1000")
+        _require(_is_number(self.k) and 0 < self.k <= 1000, "selection.k must be above 0 and at most 1000")
 
 
 Selection = AccuracyBudget | FixedFraction | RobustDeviations
@@ -275,11 +299,13 @@ class SanitizeSpec:
     compare: list[Recipe] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # Kinds are checked here too, because the command line makes these from JSON without a validation library.
-        _require(type(self.seed) is int and 0 <= self.seed < 2**63, "seed must be 0 to 2^63 - 1")
+        _require(_is_whole(self.seed) and 0 <= self.seed < 2**63, "seed must be 0 to 2^63 - 1")
         _require(isinstance(self.repair, bool), "repair must be true or false")
         _require(isinstance(self.caps, bool), "caps must be true or false")
-        _require(isinstance(self.selection, Selection), "selection must be an object with a `kind`")
+        _require(
+            isinstance(self.selection, Selection),
+            f"selection must be an object of a kind among {', '.join(SELECTIONS)}",
+        )
         if isinstance(self.scope, list):
             _require(0 < len(self.scope) <= 10_000, "scope must name 1 to 10000 layers")
             _require(all(isinstance(name, str) for name in self.scope), "scope must be a list of names")
