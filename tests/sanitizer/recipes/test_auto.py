@@ -184,6 +184,24 @@ def test_behind_a_repair_activations_are_bounded_unless_somebody_objects(
     assert bool(made.bench.network.bounds.tensors()) == capped
 
 
+@pytest.mark.parametrize("after", [-1.0, 0.3])
+def test_the_status_is_that_of_the_network_with_its_bounds(shortened, monkeypatch, after):
+    auto = importlib.import_module("worker.sanitizer.recipes.auto")
+    monkeypatch.setattr(auto, "standing_out", lambda *_, **__: [])
+    monkeypatch.setattr(auto, "carriers", lambda network: network.sites)
+    caps = importlib.import_module("worker.sanitizer.recipes.activation_caps")
+    monkeypatch.setattr(caps, "carriers", lambda network: network.sites)
+
+    def estimate(bench, *_):
+        share = after if bench.network.bounds.tensors() else 0.2 - after
+        return SyntheticAttackSuccess(before=1.0, after=share, num_triggers=1)
+
+    monkeypatch.setattr(auto, "_estimate", estimate)
+    outcome, _, _ = shortened(SanitizeSpec(selection=AccuracyBudget(max_accuracy_drop=0.5)))
+    assert outcome.estimate.after == after
+    assert outcome.repair.status == ("repaired" if after < 0 else "partly_repaired")
+
+
 def test_rounds_that_break_the_accuracy_budget_are_taken_back_whole(shortened):
     outcome, made, before = shortened(SanitizeSpec(selection=AccuracyBudget(max_accuracy_drop=0.02)), RATE=3.0)
     assert (outcome.repair.rounds, outcome.repair.share_kept) == (1, 0.0)

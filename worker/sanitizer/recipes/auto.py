@@ -193,6 +193,11 @@ def _repair(
             if len(still) < len(left) and again.after <= max(REPAIRED_AT, estimate.after):
                 estimate, rounds, kept, left = again, rounds + 1, snapshot(network), still
         network.load(kept)
+    accuracy_after, caps = _select_accuracy(bench), outcome.caps
+    if budget is not None and bench.spec.caps and carriers(network):
+        caps = cap_repaired(bench, lambda: within_budget(bench, right_before_N, budget))
+        if caps.status == "added":
+            estimate = _estimate(bench, outcome, suspicion)
     status, reason = status_of(
         estimate.after, REPAIRED_AT, left, is_sure=sure, by_loudness=suspicion.by_loudness, share_kept=share
     )  # fmt: skip
@@ -204,15 +209,9 @@ def _repair(
         share_kept=share,
         accuracy_before=float(right_before_N.double().mean()),
         accuracy_pruned=accuracy_pruned,
-        accuracy_after=_select_accuracy(bench),
+        accuracy_after=accuracy_after,
     )
-    outcome = dataclasses.replace(outcome, repair=repair, estimate=estimate)
-    if budget is None or not bench.spec.caps or not carriers(network):
-        return outcome
-    caps = cap_repaired(bench, lambda: within_budget(bench, right_before_N, budget))
-    if caps.status == "added":
-        outcome = dataclasses.replace(outcome, estimate=_estimate(bench, outcome, suspicion))
-    return dataclasses.replace(outcome, caps=caps)
+    return dataclasses.replace(outcome, repair=repair, estimate=estimate, caps=caps)
 
 
 def _is_admissible(bench: Workbench, right_before_N: Tensor, budget: AccuracyBudget | None) -> bool:
