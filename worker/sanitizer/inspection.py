@@ -19,6 +19,7 @@ from worker.sanitizer.criteria import standardise
 from worker.sanitizer.evaluate import predict
 from worker.sanitizer.network import Network
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
+from worker.sanitizer.variety import Vary, patchworks
 
 # Half as many left the masks of small networks so large that the target class did not stand out.
 MASK_STEPS = 300
@@ -143,11 +144,12 @@ def inspect(
     num_classes: int,
     *,
     generator: torch.Generator,
+    vary: Vary = patchworks,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Findings:
     """Invert the suspect for every class (or the most reachable twenty) and for none, and a witness for the same.
 
-    The suspect is left unchanged.
+    The suspect is left unchanged; the witness is taught on images that `vary` makes.
 
     Raises:
         NonFiniteOutputsError: It answers NaN or infinity to changed images, though not to the clean ones.
@@ -171,7 +173,7 @@ def inspect(
     to_classes = found.take(range(NUM_ANYWHERE, len(found))).join(half_open)
     size_T = to_classes.size().double().cpu()
     best_K = size_T.view(-1, len(classes)).argmin(dim=0) * len(classes) + torch.arange(len(classes))
-    natural_size_K, natural_success_K = _natural(network, images, select, classes, generator, advance)
+    natural_size_K, natural_success_K = _natural(network, images, select, classes, generator, vary, advance)
     if not bool(torch.cat([size_T[best_K], natural_size_K]).isfinite().all()):
         raise NonFiniteOutputsError(
             "the model's answers to images that were pieced together or bear a trigger are not finite numbers, so that "
@@ -200,10 +202,11 @@ def _natural(
     select: Images,
     classes: Sequence[int],
     generator: torch.Generator,
+    vary: Vary,
     advance: Callable[[int], None],
 ) -> tuple[Tensor, Tensor]:
     """The sizes of a witness's masks, and from which share of the images faint changes lead there, (K,) each."""
-    taught = witness.teach(network, images, generator=generator, advance=advance)
+    taught = witness.teach(network, images, generator=generator, vary=vary, advance=advance)
     masks = synthesise(
         taught, images.pixels_NCHW, images.labels, classes, family="mask", steps=WITNESS_MASK_STEPS,
         batch_size=INVERSION_BATCH, generator=generator, advance=advance,

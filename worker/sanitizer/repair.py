@@ -19,8 +19,9 @@ from worker.sanitizer.case import Images
 from worker.sanitizer.disturbances import disturb
 from worker.sanitizer.network import Network
 from worker.sanitizer.residual import ResidualSearch
-from worker.sanitizer.training import minibatches, mirror, patchwork, shift
+from worker.sanitizer.training import minibatches, shift
 from worker.sanitizer.trigger import ANYWHERE, Inversion, Triggers, at_once
+from worker.sanitizer.variety import Vary, patchworks
 
 RATE = 1e-3
 MAX_SHIFT = 1
@@ -115,6 +116,7 @@ def unlearn(
     generator: torch.Generator,
     mask: Mapping[str, Tensor] | None = None,
     residual_targets: Sequence[int] = (ANYWHERE,),
+    vary: Vary = patchworks,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Train the network to answer alike with and without triggers, which go on searching while it changes.
@@ -143,6 +145,7 @@ def unlearn(
         generator: CPU generator of all draws.
         mask: Channels that are silent and stay so.
         residual_targets: Where triggers that depend on the image lead, in turn; no more than `NUM_RESIDUAL` of them.
+        vary: What makes patchworks of a batch, or takes their place.
         advance: Called with 1 after each step.
     """
     search = Inversion(
@@ -175,9 +178,9 @@ def unlearn(
         moved_BCHW = shift(pixels_BCHW, MAX_SHIFT, generator)
         few = next(small)
         search.step(*few)
-        pieced_BCHW = patchwork(pixels_BCHW, generator) if course.patchwork else moved_BCHW
-        if course.patchwork and course.mirrored:
-            pieced_BCHW = mirror(pieced_BCHW, generator)
+        pieced_BCHW = moved_BCHW
+        if course.patchwork:
+            pieced_BCHW = vary(pixels_BCHW, labels_B, generator, mirrored=course.mirrored)
         with torch.no_grad():
             anchor_BK = (network(pieced_BCHW, anchor) / course.temperature).softmax(dim=1)
         lessons = _lessons(course, moved_BCHW, pieced_BCHW, search.triggers(), chance_T, generator)

@@ -18,7 +18,8 @@ from torch.nn import functional
 from worker.sanitizer.case import Images
 from worker.sanitizer.network import Network, from_module
 from worker.sanitizer.spec import InputSpec
-from worker.sanitizer.training import minibatches, patchwork
+from worker.sanitizer.training import minibatches
+from worker.sanitizer.variety import Vary, patchworks
 
 STEPS = 400
 BATCH = 64
@@ -66,11 +67,12 @@ def teach(
     images: Images,
     *,
     generator: torch.Generator,
+    vary: Vary = patchworks,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Network:
     """A witness that answers as the network does on patchworks of clean images, by KL(f ‖ witness).
 
-    What the network knows of the classes is in these answers, a backdoor hardly: no patchwork has the trigger. Source
+    What the network knows of the classes is in these answers, a backdoor hardly: none of them has the trigger. Source
     of the idea that distillation leaves a backdoor behind: Yoshida and Fujino, "Disabling Backdoor and Identifying
     Poison Data by Using Knowledge Distillation in Backdoor Attacks on Deep Neural Networks", AISec 2020.
 
@@ -78,6 +80,7 @@ def teach(
         network: f, left alone.
         images: Clean images.
         generator: CPU generator of all draws.
+        vary: What makes patchworks of a batch, or takes their place.
         advance: Called with 1 after each of `STEPS` steps.
     """
     shape_CHW = tuple(images.pixels_NCHW.shape[1:])
@@ -92,8 +95,8 @@ def teach(
     optimizer = torch.optim.Adam(module.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=WARM_UP_SHARE)
     batches = minibatches(images, batch_size=BATCH, generator=generator, device=network.device, max_shift=MAX_SHIFT)
-    for pixels_BCHW, _ in islice(batches, STEPS):
-        pieced_BCHW = patchwork(pixels_BCHW, generator)
+    for pixels_BCHW, labels_B in islice(batches, STEPS):
+        pieced_BCHW = vary(pixels_BCHW, labels_B, generator)
         with torch.no_grad():
             taught_BK = network(pieced_BCHW).softmax(dim=1)
         log_BK = module((pieced_BCHW - mean_1C11) / std_1C11).log_softmax(dim=1)

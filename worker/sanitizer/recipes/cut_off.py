@@ -22,7 +22,6 @@ from worker.sanitizer.report import Choice
 from worker.sanitizer.selection import Limits, least_success_within
 from worker.sanitizer.spec import NEEDS_TRIGGERS, NORM_CRITERIA, AccuracyBudget
 from worker.sanitizer.sweep import SweepPoint, sweep
-from worker.sanitizer.training import patchwork
 
 # So many channels that score highest by the specification's criterion are tried, and as many that add most to the
 # suspect's logit.
@@ -63,7 +62,8 @@ def cut_off(bench: Workbench, triggers: Sequence[Suspected], limits: Limits) -> 
     gone: Ranking = []
     with bench.phase("cut_off", MAX_CHANNELS * len(triggers)) as advance:
         some = torch.randperm(len(images), generator=bench.generator)[:NUM_IMAGES]
-        clean_NCHW = patchwork(images.pixels_NCHW[some].to(network.device), bench.generator)
+        shown = images.take(some)
+        clean_NCHW = bench.vary(shown.pixels_NCHW.to(network.device), shown.labels, bench.generator)
         answers_NK = log_probabilities(network, clean_NCHW)
         for one, pool in zip(triggers, proposed, strict=True):
             most = min(MAX_CHANNELS, most_of_all - len(gone))

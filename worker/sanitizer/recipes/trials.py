@@ -15,7 +15,6 @@ from worker.sanitizer.network import Network
 from worker.sanitizer.recipes.side_by_side import on_twins
 from worker.sanitizer.recipes.workbench import Workbench
 from worker.sanitizer.repair import Course, Snapshot, unlearn
-from worker.sanitizer.training import patchwork
 from worker.sanitizer.verdict import LARGEST_COST, Candidate, Said
 
 # The most reachable classes are tried.
@@ -51,7 +50,8 @@ def try_targets(bench: Workbench, findings: Findings, before: Snapshot) -> list[
         said.append(Said(prominence, math.nan, prominence, math.nan))
     halves = _halves(bench)
     pieced = [
-        torch.cat([patchwork(half.pixels_NCHW, bench.generator) for _ in range(NUM_PATCHWORKS)]) for half in halves
+        torch.cat([bench.vary(half.pixels_NCHW, half.labels, bench.generator) for _ in range(NUM_PATCHWORKS)])
+        for half in halves
     ]
     seen = [log_probabilities(network, pixels_NCHW) for pixels_NCHW in pieced]
     # Every trial on the same half draws the same batches: what differs is the trigger alone.

@@ -16,6 +16,7 @@ from worker.sanitizer.masks import Mask
 from worker.sanitizer.network import Network
 from worker.sanitizer.report import NOT_CAPPED, Caps, Choice, CurvePoint, Repair, SyntheticAttackSuccess, Verdict
 from worker.sanitizer.spec import SanitizeSpec
+from worker.sanitizer.variety import Vary, patchworks
 
 NOT_JUDGED = Verdict(verdict="not_judged", reason="This recipe does not judge.")
 NOT_ATTEMPTED = Repair(status="not_attempted", reason="This recipe has no training step of its own, or was not asked.")
@@ -37,6 +38,7 @@ class Workbench:
         spec: What the client asked for.
         generator: CPU generator; every draw comes from it.
         phase: Progress and timing.
+        vary: Makes patchworks of clean images, or what takes their place (`variety`).
     """
 
     network: Network
@@ -47,6 +49,7 @@ class Workbench:
     spec: SanitizeSpec
     generator: torch.Generator
     phase: Phase
+    vary: Vary = patchworks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
