@@ -10,6 +10,7 @@ from worker.sanitizer.recipes.auto import SMALL_MASKS
 from worker.sanitizer.repair import Course, chances, interpolate, snapshot, stamp_randomly, unlearn
 from worker.sanitizer.residual import ResidualSearch
 from worker.sanitizer.trigger import Triggers, synthesise
+from worker.sanitizer.variety import patchworks
 
 COURSE = Course(
     anchor_weight=7.0, trigger_weight=3.0, random_weight=5.0, residual_weight=2.0, patchwork=True, batch_size=16,
@@ -51,8 +52,13 @@ def test_the_first_step_descends_the_stated_loss(suspect, monkeypatch):
 
     # The schedule ends at a 250,000th of the rate, and its end is its first step here.
     monkeypatch.setattr(repair, "RATE", 1e3)
-    for name in ("stamp_randomly", "patchwork", "mirror", "disturb", "shift"):
+    for name in ("stamp_randomly", "disturb", "shift"):
         spied(name)
+
+    def vary(pixels, labels, generator, *, mirrored=False):
+        given["vary"], seen["vary"] = (pixels, labels, mirrored), patchworks(pixels, labels, generator)
+        return seen["vary"]
+
     stamp = ResidualSearch.stamp_randomly
 
     def stamped_by_residual(search, pixels):
@@ -61,20 +67,20 @@ def test_the_first_step_descends_the_stated_loss(suspect, monkeypatch):
 
     monkeypatch.setattr(ResidualSearch, "stamp_randomly", stamped_by_residual)
     start = searched(made.bench, [1, 2], steps=3)
-    unlearnt(made.bench, start, course=COURSE, steps=1, anchor=anchor)
+    unlearnt(made.bench, start, course=COURSE, steps=1, anchor=anchor, vary=vary)
     # What the suspect is asked about is pieced together of clean images as they are; only labels go with shifted ones.
-    whole = given["patchwork"][0]
+    whole, labels, is_mirrored = given["vary"]
+    assert is_mirrored
     images = made.bench.repair
     is_same = (whole.unsqueeze(1) == images.pixels_NCHW).flatten(2).all(dim=2)
     assert bool(is_same.any(dim=1).all())
-    labels = images.labels[is_same.int().argmax(dim=1)]
-    assert given["mirror"][0] is seen["patchwork"]
+    assert torch.equal(labels, images.labels[is_same.int().argmax(dim=1)])
     assert given["shift"][0] is whole
-    assert given["stamp_randomly"][2] is given["disturb"][0] is seen["mirror"]
+    assert given["stamp_randomly"][2] is given["disturb"][0] is seen["vary"]
 
     parameters = twin.parameters()
-    pieced = seen["mirror"]
-    weights = {"mirror": 7, "stamp_randomly": 3, "disturb": 5, "residual": 2}
+    pieced = seen["vary"]
+    weights = {"vary": 7, "stamp_randomly": 3, "disturb": 5, "residual": 2}
     with torch.no_grad():
         kept = (twin(pieced, anchor) / 2).softmax(dim=1)
     loss = functional.nll_loss(torch.log_softmax(twin(seen["shift"]), dim=1), labels)
@@ -130,11 +136,12 @@ def test_the_planted_backdoor_is_unlearnt_and_accuracy_kept(suspect):
 
 def test_a_course_on_clean_images_alone_makes_no_others(suspect, monkeypatch):
     made = suspect()
-    for name in ("patchwork", "disturb", "ResidualSearch"):
+    for name in ("patchworks", "disturb", "ResidualSearch"):
         monkeypatch.setattr(repair, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
     start = searched(made.bench, [1], steps=2)
     course = Course(anchor_weight=5.0, trigger_weight=1.0, patchwork=False, batch_size=16, search_batch=8)
-    unlearnt(made.bench, start, course=course, steps=2, anchor=snapshot(made.bench.network))
+    vary = repair.patchworks
+    unlearnt(made.bench, start, course=course, steps=2, anchor=snapshot(made.bench.network), vary=vary)
 
 
 def test_pruned_channels_stay_silent_while_the_network_learns(suspect):

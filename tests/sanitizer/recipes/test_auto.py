@@ -184,6 +184,29 @@ def test_behind_a_repair_activations_are_bounded_unless_somebody_objects(
     assert bool(made.bench.network.bounds.tensors()) == capped
 
 
+@pytest.mark.parametrize("knows_patchworks", [True, False])
+@pytest.mark.parametrize("shares", [(0.7,), (0.0, 1.0), (0.0, 0.0)])
+def test_what_breaks_the_budget_all_the_way_back_is_taught_again_with_a_heavier_anchor(
+    shortened, monkeypatch, shares, knows_patchworks
+):
+    auto = importlib.import_module("worker.sanitizer.recipes.auto")
+    monkeypatch.setattr(auto, "standing_out", lambda *_, **__: [])
+    made, unlearn = [], auto.unlearn
+    monkeypatch.setattr(
+        auto, "unlearn", lambda *given, **more: (made.append((given[4], more)), unlearn(*given, **more))
+    )
+    left = iter(shares)
+    monkeypatch.setattr(auto, "walk_back", lambda *_: next(left))
+    monkeypatch.setattr(auto.variety, "known_share", lambda *_, **__: 1.0 if knows_patchworks else 0.5)
+    outcome, _, _ = shortened(SanitizeSpec(selection=AccuracyBudget(max_accuracy_drop=0.5)), judged="suspicious")
+    assert outcome.repair.share_kept == shares[-1]
+    first = auto.LARGE_MASKS.anchor_weight * (1 if knows_patchworks else auto.HEAVIER_ANCHOR)
+    weights = [first * auto.HEAVIER_ANCHOR**attempt for attempt in range(len(shares))]
+    assert [course.anchor_weight for course, _ in made] == weights
+    assert all((more["vary"] is auto.variety.patchworks) == knows_patchworks for _, more in made)
+    assert ("pieced together" in outcome.verdict.reason) != knows_patchworks
+
+
 @pytest.mark.parametrize("after", [-1.0, 0.3])
 def test_the_status_is_that_of_the_network_with_its_bounds(shortened, monkeypatch, after):
     auto = importlib.import_module("worker.sanitizer.recipes.auto")

@@ -81,8 +81,8 @@ ENOUGH_BETTER = 0.5
 AIMED_ANCHOR_SHARE = 0.4
 AIMED_WEIGHT = 6.0
 _WHOLE_IMAGES = (
-    "The network does not know its images when they are pieced together, so whole ones, turned, moved and tinted as far "
-    "as it knows them, took their place."
+    "The network does not know its images when they are pieced together, so whole ones, turned, moved and tinted as "
+    "far as it knows them, took their place."
 )
 _NOT_NEEDED = "No synthesised trigger works after pruning, so no activation was bounded."
 _NO_PLACE = (
