@@ -1,6 +1,7 @@
 """Several recipes in one job: each row is what the recipe would be alone, and the checkpoint stays the main one's."""
 
 import dataclasses
+import math
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
 from worker.sanitizer.errors import InvalidSpecError
+from worker.sanitizer.recipes import RECIPES, RecipeDivergedError
 from worker.sanitizer.report import Report, to_json
 from worker.sanitizer.sanitize import sanitize
 from worker.sanitizer.spec import CHOICES, FixedFraction, SanitizeSpec, parse_spec
@@ -87,6 +89,22 @@ def test_a_refusal_is_a_row_and_the_next_recipe_starts_from_the_suspect(run, tmp
     assert "no batch norm" in refused.reason
     assert (done.status, done.accuracy) == ("done", alone.accuracy.after)
     assert (done.attack_success, done.robust_accuracy, done.synthetic_attack_success) == (None, None, None)
+
+
+def test_a_recipe_that_diverges_is_refused_by_its_name_and_writes_nothing(run, tmp_path, monkeypatch):
+    def diverge(bench):
+        outcome = RECIPES["ft"](bench)
+        next(iter(bench.network.parameters().values())).data.view(-1)[0] = math.nan
+        return outcome
+
+    monkeypatch.setitem(RECIPES, "ft_sam", diverge)
+    with pytest.raises(RecipeDivergedError, match="`ft_sam` diverged") as refused:
+        run(tmp_path / "diverged", dataclasses.replace(PRUNE, recipe="ft_sam"))
+    assert refused.value.code == "recipe_diverged"
+    assert not (tmp_path / "diverged").exists()
+    _, row, last = run(tmp_path / "out", dataclasses.replace(PRUNE, compare=["ft_sam", "bnp"])).comparison
+    assert (row.status, row.code, row.accuracy) == ("refused", "recipe_diverged", None)
+    assert (last.status, last.recipe) == ("done", "bnp")
 
 
 def test_without_compare_there_are_no_rows(run, tmp_path):

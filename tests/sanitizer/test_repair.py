@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from tests.sanitizer.conftest import TARGET
 from worker.sanitizer import repair
-from worker.sanitizer.recipes.auto import SMALL_MASKS
+from worker.sanitizer.recipes.rounds import SMALL_MASKS
 from worker.sanitizer.repair import Course, chances, interpolate, snapshot, stamp_randomly, unlearn
 from worker.sanitizer.residual import ResidualSearch
 from worker.sanitizer.trigger import Triggers, synthesise

@@ -77,7 +77,8 @@ def shorten(monkeypatch):
     for module, values in {
         "inspection": {"MASK_STEPS": 10, "HALF_OPEN_STEPS": 5, "PERTURBATION_STEPS": 5},
         "recipes.trials": {"TRIAL_STEPS": 4},
-        "recipes.auto": {"FRESH_STEPS": 4, "UNLEARN_STEPS": 8, "LEAST_UNLEARN_STEPS": 8, "ESTIMATE_STEPS": 4},
+        "recipes.rounds": {"FRESH_STEPS": 4, "UNLEARN_STEPS": 8, "LEAST_UNLEARN_STEPS": 8},
+        "recipes.auto": {"ESTIMATE_STEPS": 4},
         "recipes.awm": {"ASCENT_STEPS": 2, "MASK_STEPS": 2},
         "recipes.i_bau": {"ASCENT_STEPS": 2, "OUTER_STEPS": 2},
         "recipes.nc_unlearn": {"SYNTHESIS_STEPS": 4},

@@ -13,7 +13,7 @@ from worker.sanitizer import evidence, scoring
 from worker.sanitizer.case import Case
 from worker.sanitizer.errors import SanitizerError
 from worker.sanitizer.exhibits import Suspected
-from worker.sanitizer.recipes import RECIPES, Outcome, Phase, Workbench
+from worker.sanitizer.recipes import Outcome, Phase, Workbench, carry_out
 from worker.sanitizer.report import ComparisonRow
 from worker.sanitizer.scoring import Predictions
 from worker.sanitizer.spec import SanitizeSpec
@@ -59,7 +59,7 @@ def compare(
         bench = workbench(case, spec.of_compared(recipe), _as_one(phase, f"compare_{recipe}"))
         started = time.perf_counter()
         try:
-            outcome = RECIPES[recipe](bench)
+            outcome = carry_out(recipe, bench)
         except SanitizerError as refusal:
             spent = round(time.perf_counter() - started, 3)
             rows.append(

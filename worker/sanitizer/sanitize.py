@@ -19,7 +19,7 @@ from worker.sanitizer.bias import layer_bias
 from worker.sanitizer.case import Case
 from worker.sanitizer.errors import InvalidSpecError
 from worker.sanitizer.exhibits import Exhibits
-from worker.sanitizer.recipes import RECIPES
+from worker.sanitizer.recipes import carry_out
 from worker.sanitizer.repair import snapshot
 from worker.sanitizer.report import SCHEMA_VERSION, LayerBias, Report, Split, TensorDigest
 from worker.sanitizer.spec import AccuracyBudget, ArchitectureSpec, InputSpec, SanitizeSpec
@@ -104,7 +104,7 @@ def sanitize(
             before = scoring.score(case)
         suspect = snapshot(case.network)
         started = time.perf_counter()
-        outcome = RECIPES[spec.recipe](comparison.workbench(case, spec, clock.phase))
+        outcome = carry_out(spec.recipe, comparison.workbench(case, spec, clock.phase))
         spent = time.perf_counter() - started
         caps, bounds = case.network.bounds.by_value(), case.network.bounds.copies()
         with clock.phase("write"):

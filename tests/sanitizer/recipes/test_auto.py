@@ -9,6 +9,7 @@ import torch
 from tests.sanitizer.conftest import answered
 from worker.sanitizer import verdict as verdicts
 from worker.sanitizer.recipes import RECIPES
+from worker.sanitizer.recipes import rounds as rounds_of_repair
 from worker.sanitizer.repair import snapshot
 from worker.sanitizer.report import SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget, FixedFraction, SanitizeSpec
@@ -18,14 +19,8 @@ SHORT = {
     "inspection": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5, "HALF_OPEN_STEPS": 10, "WITNESS_MASK_STEPS": 5},
     "witness": {"STEPS": 8},
     "recipes.trials": {"TRIAL_STEPS": 4},
-    "recipes.auto": {
-        "FRESH_STEPS": 4,
-        "UNLEARN_STEPS": 4,
-        "LEAST_UNLEARN_STEPS": 8,
-        "ESTIMATE_STEPS": 4,
-        "PERTURBATION_STEPS": 5,
-        "REPAIRED_AT": -1.0,
-    },
+    "recipes.rounds": {"FRESH_STEPS": 4, "UNLEARN_STEPS": 4, "LEAST_UNLEARN_STEPS": 8},
+    "recipes.auto": {"ESTIMATE_STEPS": 4, "PERTURBATION_STEPS": 5, "REPAIRED_AT": -1.0},
 }
 
 
@@ -74,9 +69,9 @@ def test_a_second_round_follows_where_the_estimate_is_too_high(shortened, monkey
 def test_a_second_round_that_brings_little_is_taken_back_whole(shortened, monkeypatch, left, rounds):
     auto = importlib.import_module("worker.sanitizer.recipes.auto")
     first, estimates = [], iter([0.4, left])
-    again = auto._unlearn_again
+    again = auto.unlearn_again
     monkeypatch.setattr(
-        auto, "_unlearn_again", lambda bench, *more: (first.append(snapshot(bench.network)), again(bench, *more))
+        auto, "unlearn_again", lambda bench, *more: (first.append(snapshot(bench.network)), again(bench, *more))
     )
     monkeypatch.setattr(
         auto, "_estimate", lambda *_: SyntheticAttackSuccess(before=1.0, after=next(estimates), num_triggers=1)
@@ -103,12 +98,14 @@ def test_a_class_that_stands_out_gets_a_round_aimed_at_it_and_withholds_repaired
 ):
     auto = importlib.import_module("worker.sanitizer.recipes.auto")
     found, estimates, rest, taught = iter(out), iter([-1.0, estimate]), [], []
-    aimed, unlearn = auto._unlearn_aimed, auto.unlearn
+    aimed, unlearn = auto.unlearn_aimed, rounds_of_repair.unlearn
     monkeypatch.setattr(
-        auto, "_unlearn_aimed", lambda bench, *more: (rest.append(snapshot(bench.network)), aimed(bench, *more))
+        auto, "unlearn_aimed", lambda bench, *more: (rest.append(snapshot(bench.network)), aimed(bench, *more))
     )
     monkeypatch.setattr(
-        auto, "unlearn", lambda *more, **named: (taught.append(named["residual_targets"]), unlearn(*more, **named))
+        rounds_of_repair,
+        "unlearn",
+        lambda *more, **named: (taught.append(named["residual_targets"]), unlearn(*more, **named)),
     )
     monkeypatch.setattr(
         auto, "_estimate", lambda *_: SyntheticAttackSuccess(before=1.0, after=next(estimates), num_triggers=1)
@@ -132,12 +129,12 @@ def test_a_class_that_stands_out_gets_a_round_aimed_at_it_and_withholds_repaired
 @pytest.mark.parametrize("of_small_masks", [True, False])
 def test_where_no_small_mask_is_sure_the_course_is_slower_and_longer(shortened, monkeypatch, of_small_masks):
     auto = importlib.import_module("worker.sanitizer.recipes.auto")
-    unlearn, whom, taught = auto.unlearn, auto.suspect, []
+    unlearn, whom, taught = rounds_of_repair.unlearn, auto.suspect, []
     monkeypatch.setattr(
         auto, "suspect", lambda *given: dataclasses.replace(whom(*given), of_small_masks=of_small_masks)
     )
     monkeypatch.setattr(
-        auto,
+        rounds_of_repair,
         "unlearn",
         lambda *given, **named: (taught.append((given[4], named["steps"])), unlearn(*given, **named)),
     )
@@ -191,17 +188,17 @@ def test_what_breaks_the_budget_all_the_way_back_is_taught_again_with_a_heavier_
 ):
     auto = importlib.import_module("worker.sanitizer.recipes.auto")
     monkeypatch.setattr(auto, "standing_out", lambda *_, **__: [])
-    made, unlearn = [], auto.unlearn
+    made, unlearn = [], rounds_of_repair.unlearn
     monkeypatch.setattr(
-        auto, "unlearn", lambda *given, **more: (made.append((given[4], more)), unlearn(*given, **more))
+        rounds_of_repair, "unlearn", lambda *given, **more: (made.append((given[4], more)), unlearn(*given, **more))
     )
     left = iter(shares)
-    monkeypatch.setattr(auto, "walk_back", lambda *_: next(left))
+    monkeypatch.setattr(rounds_of_repair, "walk_back", lambda *_: next(left))
     monkeypatch.setattr(auto.variety, "known_share", lambda *_, **__: 1.0 if knows_patchworks else 0.5)
     outcome, _, _ = shortened(SanitizeSpec(selection=AccuracyBudget(max_accuracy_drop=0.5)), judged="suspicious")
     assert outcome.repair.share_kept == shares[-1]
-    first = auto.LARGE_MASKS.anchor_weight * (1 if knows_patchworks else auto.HEAVIER_ANCHOR)
-    weights = [first * auto.HEAVIER_ANCHOR**attempt for attempt in range(len(shares))]
+    first = rounds_of_repair.LARGE_MASKS.anchor_weight * (1 if knows_patchworks else rounds_of_repair.HEAVIER_ANCHOR)
+    weights = [first * rounds_of_repair.HEAVIER_ANCHOR**attempt for attempt in range(len(shares))]
     assert [course.anchor_weight for course, _ in made] == weights
     assert all((more["vary"] is auto.variety.patchworks) == knows_patchworks for _, more in made)
     assert ("pieced together" in outcome.verdict.reason) != knows_patchworks

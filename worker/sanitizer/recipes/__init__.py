@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from worker.sanitizer.errors import SanitizerError
 from worker.sanitizer.recipes.activation_caps import caps
 from worker.sanitizer.recipes.anp import anp
 from worker.sanitizer.recipes.auto import auto
@@ -13,6 +14,7 @@ from worker.sanitizer.recipes.layer_outliers import RecipeNotApplicableError, bn
 from worker.sanitizer.recipes.nc_unlearn import nc_unlearn
 from worker.sanitizer.recipes.prune import paper, prune
 from worker.sanitizer.recipes.rnp import rnp
+from worker.sanitizer.recipes.walk_back import is_finite
 from worker.sanitizer.recipes.workbench import Outcome, Phase, Recipe, Workbench
 
 RECIPES: dict[str, Recipe] = {
@@ -32,4 +34,35 @@ RECIPES: dict[str, Recipe] = {
     "i_bau": i_bau,
 }
 
-__all__ = ["RECIPES", "Outcome", "Phase", "Recipe", "RecipeNotApplicableError", "Workbench"]
+__all__ = [
+    "RECIPES",
+    "Outcome",
+    "Phase",
+    "Recipe",
+    "RecipeDivergedError",
+    "RecipeNotApplicableError",
+    "Workbench",
+    "carry_out",
+]
+
+
+class RecipeDivergedError(SanitizerError):
+    """A recipe's training ended in weights that are no numbers."""
+
+    code = "recipe_diverged"
+
+
+def carry_out(name: str, bench: Workbench) -> Outcome:
+    """Run the recipe of this name.
+
+    Raises:
+        RecipeDivergedError: The network is left with weights that are not finite.
+        SanitizerError: The recipe refuses the network.
+    """
+    outcome = RECIPES[name](bench)
+    if not is_finite(bench.network.tensors):
+        raise RecipeDivergedError(
+            f"The training of recipe `{name}` diverged on this network: it ended in weights that are not finite, so "
+            "nothing was written. Use another recipe."
+        )
+    return outcome
