@@ -156,6 +156,15 @@ def test_an_image_that_the_network_knows_no_more_stays_as_it_was():
     assert torch.equal(every(pixels, labels, torch.Generator().manual_seed(2), mirrored=True), expected)
 
 
+def test_the_network_is_asked_about_no_more_than_a_batch_at_once():
+    pixels, labels = noisy(300)
+    asked = []
+    vary = variety.Recognised(Knows(lambda images: (asked.append(len(images)), torch.ones(len(images)))[1]), {})
+    whole = vary(pixels, labels, torch.Generator().manual_seed(2))
+    assert asked == [128, 128, 44]
+    assert torch.equal(whole, variety.vary_whole(pixels, torch.Generator().manual_seed(2)))
+
+
 def test_a_change_that_is_the_trigger_does_not_come_through():
     """Of a network to which a bright image is the trigger no brighter image comes back."""
     pixels, labels = noisy()

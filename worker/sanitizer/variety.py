@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from worker.sanitizer.activations import batched
 from worker.sanitizer.case import Images
 from worker.sanitizer.evaluate import predict
 from worker.sanitizer.network import Network
@@ -72,8 +73,11 @@ class Recognised:
         del mirrored
         varied_BCHW = vary_whole(pixels_BCHW, generator)
         with torch.no_grad():
-            answers_B = self.network(varied_BCHW.to(self.network.device), self.anchor).argmax(dim=1)
-        is_known_B = (answers_B == labels_B.to(answers_B.device)).to(pixels_BCHW.device)
+            parts = [
+                self.network(part_BCHW.to(self.network.device), self.anchor).argmax(dim=1)
+                for part_BCHW in batched(varied_BCHW)
+            ]
+        is_known_B = (torch.cat(parts) == labels_B.to(self.network.device)).to(pixels_BCHW.device)
         return torch.where(is_known_B.view(-1, 1, 1, 1), varied_BCHW, pixels_BCHW)
 
 
