@@ -55,7 +55,7 @@ class Knows:
 def test_a_network_that_answers_with_a_piece_knows_every_patchwork():
     network, images = Answers(), even()
     assert variety.known_share(network, images, seed=0) == 1
-    assert variety.choose(network, images, dict(network.tensors), seed=0) is variety.patchworks
+    assert variety.choose(network, images, dict(network.tensors), NUM_CLASSES, seed=0) is variety.patchworks
 
 
 def test_the_share_is_that_of_the_patchworks_of_two_classes_counted_one_by_one():
@@ -69,15 +69,23 @@ def test_the_share_is_that_of_the_patchworks_of_two_classes_counted_one_by_one()
                 hits += 0 in classes
     share = variety.known_share(network, images, seed=5)
     assert share == hits / asked
-    assert 0.3 < share < variety.KNOWN_SHARE
-    chosen = variety.choose(network, images, dict(network.tensors), seed=5)
+    assert 0.3 < share < 0.75
+    chosen = variety.choose(network, images, dict(network.tensors), NUM_CLASSES, seed=5)
     assert isinstance(chosen, variety.Recognised)
+
+
+@pytest.mark.parametrize(("num_classes", "needed"), [(1000, 0.6008), (10, 0.68), (3, 0.8667), (2, 1.0)])
+def test_what_chance_would_know_is_not_known(monkeypatch, num_classes, needed):
+    for share, is_known in ((needed + 0.001, True), (needed - 0.001, False)):
+        monkeypatch.setattr(variety, "known_share", lambda *_, found=share, **__: min(found, 1.0))
+        chosen = variety.choose(Answers(), even(), {}, num_classes, seed=0)
+        assert (chosen is variety.patchworks) == is_known
 
 
 def test_of_few_patchworks_nothing_is_told():
     network, images = Answers(by_edges=True), even(4)
     assert variety.known_share(network, images, seed=0) is None
-    assert variety.choose(network, images, dict(network.tensors), seed=0) is variety.patchworks
+    assert variety.choose(network, images, dict(network.tensors), NUM_CLASSES, seed=0) is variety.patchworks
 
 
 def test_of_many_images_some_are_asked_about_of_every_class(monkeypatch):
@@ -85,15 +93,15 @@ def test_of_many_images_some_are_asked_about_of_every_class(monkeypatch):
     images, asked = even(199), []
     images = images.take(images.labels.argsort())
     monkeypatch.setattr(variety, "predict", lambda _, pixels: (asked.append(pixels), torch.zeros(len(pixels)))[1])
-    variety.known_share(Answers(), images, seed=0)
-    assert [len(pixels) for pixels in asked] == [50] * variety.NUM_ASKED
+    assert variety.known_share(Answers(), images, seed=0) is None, "of images that are all answered alike"
+    assert [len(pixels) for pixels in asked] == [50] * (1 + variety.NUM_ASKED)
     assert set((NUM_CLASSES * asked[0][:, 0, 0, 0]).round().tolist()) == set(range(NUM_CLASSES))
 
 
 def test_choosing_draws_nothing_from_torchs_own_state_and_changes_nothing():
     network, images = Answers(by_edges=True), even()
     state, pixels = torch.get_rng_state(), images.pixels_NCHW.clone()
-    variety.choose(network, images, dict(network.tensors), seed=1)
+    variety.choose(network, images, dict(network.tensors), NUM_CLASSES, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(images.pixels_NCHW, pixels)
 

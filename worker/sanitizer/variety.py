@@ -1,8 +1,9 @@
 """Images that show what a network knows beyond the few clean ones, and that bear no trigger.
 
-Patchworks of clean images do, where classes are told apart by what fills the image: a network answers most of them with
-one of the two labels. Where a class is told by the outline of a small thing the cut edges are features themselves, and
-the answers say nothing; there whole images stand for them, turned, moved and tinted as far as the network knows them.
+Patchworks of clean images do, where classes are told apart by what fills the image: a network answers most of them as
+it answers one of the two whole images. Where a class is told by the outline of a small thing the cut edges are features
+themselves, and the answers say nothing; there whole images stand for them, turned, moved and tinted as far as the network
+knows them.
 
 Shapes: N images, B images of a batch, C channels, H height, W width.
 """
@@ -24,10 +25,11 @@ from worker.sanitizer.training import mirror, patchwork, shift
 # Patchworks of each image that are asked about, and of how many images at most.
 NUM_ASKED = 4
 MAX_IMAGES = 500
-# Where fewer are answered with one of their labels they are not known. Set by hand: of the networks of the battery
-# those of garments and digits know 77 to 90 % of them, those of outlined things 52 to 61 %.
-KNOWN_SHARE = 2 / 3
-# Of fewer patchworks of two classes no share is told.
+# Where fewer are answered as one of the two images they are not known: so much of the way from what chance would have
+# to all of them, 68 % of ten classes. Set by hand: 100 networks of the battery that read garments or digits know 73 to
+# 90 % of them, twelve that read outlined things 44 to 62 %.
+KNOWN = 0.6
+# Of fewer patchworks no share is told.
 MIN_ASKED = 50
 # Of a whole image: how far it is moved at most, in shares of its side, and how its pixels are scaled and lifted.
 MOVED = 1 / 8
@@ -81,32 +83,37 @@ class Recognised:
         return torch.where(is_known_B.view(-1, 1, 1, 1), varied_BCHW, pixels_BCHW)
 
 
-def choose(network: Network, images: Images, anchor: dict[str, Tensor], *, seed: int) -> Vary:
+def choose(network: Network, images: Images, anchor: dict[str, Tensor], num_classes: int, *, seed: int) -> Vary:
     """Patchworks where the network knows them, or else whole images that it recognises.
 
     Args:
         network: The network as it was sent.
         images: Clean labelled images, N of them.
         anchor: Copies of its tensors.
+        num_classes: Of which two are always right.
         seed: Of the patchworks that are asked about; no other draw depends on it.
     """
-    share = known_share(network, images, seed=seed)
-    return patchworks if share is None or share >= KNOWN_SHARE else Recognised(network, anchor)
+    share, chance = known_share(network, images, seed=seed), min(1.0, 2 / num_classes)
+    is_known = share is None or share >= chance + KNOWN * (1 - chance)
+    return patchworks if is_known else Recognised(network, anchor)
 
 
 def known_share(network: Network, images: Images, *, seed: int) -> float | None:
-    """Which share of the patchworks of two classes is answered with one of the two; None where there are too few."""
+    """Which share of the patchworks of two images is answered as one of them; None where there are too few.
+
+    Only those of images that are answered differently count, whatever their labels: what is asked is what the cut does.
+    """
     generator = torch.Generator().manual_seed(seed)
     # Evenly spread, because a set is often sorted by class.
     images = images.take(torch.arange(0, len(images), -(-len(images) // MAX_IMAGES)))
     numbered_N1HW = torch.arange(len(images)).view(-1, 1, 1, 1).expand(-1, 1, *images.pixels_NCHW.shape[2:])
     numbered_NCHW = torch.cat([images.pixels_NCHW.cpu(), numbered_N1HW.to(images.pixels_NCHW.dtype)], dim=1)
-    labels_N, hits, asked = images.labels.cpu(), 0, 0
+    whole_N, hits, asked = predict(network, images.pixels_NCHW), 0, 0
     for _ in range(NUM_ASKED):
         pieced_NCHW = patchwork(numbered_NCHW, generator)
         answers_N = predict(network, pieced_NCHW[:, :-1])
         whose_NP = pieced_NCHW[:, -1].flatten(1).long()
-        first_N, second_N = labels_N[whose_NP.amin(dim=1)], labels_N[whose_NP.amax(dim=1)]
+        first_N, second_N = whole_N[whose_NP.amin(dim=1)], whole_N[whose_NP.amax(dim=1)]
         differ_N = first_N != second_N
         asked += int(differ_N.sum())
         hits += int((differ_N & ((answers_N == first_N) | (answers_N == second_N))).sum())

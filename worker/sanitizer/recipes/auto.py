@@ -62,7 +62,8 @@ def auto(bench: Workbench) -> Outcome:
     in_scope(network, spec.scope)  # a layer that is not there is refused before any work
     budget = spec.selection if isinstance(spec.selection, AccuracyBudget) else None
     before = snapshot(network)
-    bench = dataclasses.replace(bench, vary=variety.choose(network, bench.repair, before, seed=spec.seed))
+    vary = variety.choose(network, bench.repair, before, bench.num_classes, seed=spec.seed)
+    bench = dataclasses.replace(bench, vary=vary)
     with bench.phase("invert", num_steps()) as advance:
         findings = inspect(
             network, bench.repair, bench.select, bench.num_classes, generator=bench.generator, vary=bench.vary,
