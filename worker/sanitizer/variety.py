@@ -1,9 +1,9 @@
 """Images that show what a network knows beyond the few clean ones, and that bear no trigger.
 
 Patchworks of clean images do, where classes are told apart by what fills the image: a network answers most of them as
-it answers one of the two whole images. Where a class is told by the outline of a small thing the cut edges are features
-themselves, and the answers say nothing; there whole images stand for them, turned, moved and tinted as far as the network
-knows them.
+it answers one of the two whole images. Where a class is told by the outline of a small thing the cut edges are
+features themselves, and the answers say nothing; there whole images stand for them, turned, moved and tinted as far as
+the network knows them.
 
 Shapes: N images, B images of a batch, C channels, H height, W width.
 """
