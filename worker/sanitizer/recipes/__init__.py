@@ -60,9 +60,9 @@ def carry_out(name: str, bench: Workbench) -> Outcome:
         SanitizerError: The recipe refuses the network.
     """
     outcome = RECIPES[name](bench)
-    if not is_finite(bench.network.tensors):
+    if not is_finite(bench.network.parameters()):
         raise RecipeDivergedError(
-            f"The training of recipe `{name}` diverged on this network: it ended in weights that are not finite, so "
-            "nothing was written. Use another recipe."
+            f"Recipe `{name}` diverged on this network: it left weights that are not finite, so nothing was written. "
+            "Use another recipe."
         )
     return outcome

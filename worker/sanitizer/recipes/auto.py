@@ -9,7 +9,6 @@ import dataclasses
 
 from torch import Tensor
 
-from worker.sanitizer import variety
 from worker.sanitizer.evaluate import Z_95_ONE_SIDED
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.inspection import (
@@ -35,6 +34,7 @@ from worker.sanitizer.repair import Snapshot, snapshot
 from worker.sanitizer.report import Caps, Repair, SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
+from worker.sanitizer.variety import choose
 from worker.sanitizer.verdict import judge
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
@@ -45,10 +45,6 @@ ESTIMATE_STEPS = 100
 # A second round must bring the estimate down to this share, or to a repair: it starts its searches anew, and what the
 # first one removed beside the suspects may come back.
 ENOUGH_BETTER = 0.5
-_WHOLE_IMAGES = (
-    "The network does not know its images when they are pieced together, so whole ones, turned, moved and tinted as "
-    "far as it knows them, took their place."
-)
 _NOT_NEEDED = "No synthesised trigger works after pruning, so no activation was bounded."
 _NO_PLACE = (
     "Triggers still work after pruning, and the file has no place for bounds of activations, which an exported program "
@@ -62,7 +58,9 @@ def auto(bench: Workbench) -> Outcome:
     in_scope(network, spec.scope)  # a layer that is not there is refused before any work
     budget = spec.selection if isinstance(spec.selection, AccuracyBudget) else None
     before = snapshot(network)
-    vary = variety.choose(network, bench.repair, before, bench.num_classes, seed=spec.seed)
+    with bench.phase("ask", 1) as advance:
+        vary, why = choose(network, bench.repair, before, seed=spec.seed)
+        advance(1)
     bench = dataclasses.replace(bench, vary=vary)
     with bench.phase("invert", num_steps()) as advance:
         findings = inspect(
@@ -71,8 +69,8 @@ def auto(bench: Workbench) -> Outcome:
         )  # fmt: skip
     candidates = try_targets(bench, findings, before)
     verdict = judge(findings, candidates, bench.num_classes)
-    if isinstance(bench.vary, variety.Recognised):
-        verdict = dataclasses.replace(verdict, reason=f"{verdict.reason} {_WHOLE_IMAGES}")
+    if why:
+        verdict = dataclasses.replace(verdict, reason=f"{verdict.reason} {why}")
     suspicion = suspect(candidates, verdict)
     outcome = dataclasses.replace(_prune(bench, suspicion), verdict=verdict)
     if verdict.verdict == "clean" and budget is not None:
@@ -150,7 +148,8 @@ def _repair(
     network.load(before)
     right_before_N = right(bench)
     network.load(start)
-    share, course = first_round(bench, taught, before, course, mask, right_before_N, budget)
+    first = first_round(bench, taught, before, course, mask, right_before_N, budget)
+    share, course = first.share_kept, first.course
     estimate, rounds = _estimate(bench, outcome, suspicion), 1
     if sure and estimate.after > REPAIRED_AT:
         kept = snapshot(network)
@@ -179,7 +178,7 @@ def _repair(
     )  # fmt: skip
     repair = Repair(
         status=status,
-        reason=reason,
+        reason=f"{reason}{first.reason}",
         rounds=rounds,
         classes=[target for target in suspicion.targets if target != ANYWHERE],
         share_kept=share,

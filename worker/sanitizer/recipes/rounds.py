@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from worker.sanitizer.inspection import INVERSION_BATCH, Findings
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.recipes.suspicion import Bounded, Suspicion, bounds
-from worker.sanitizer.recipes.walk_back import walk_back
+from worker.sanitizer.recipes.walk_back import is_finite, walk_back
 from worker.sanitizer.recipes.workbench import Workbench
 from worker.sanitizer.repair import Course, Snapshot, chances, snapshot, unlearn
 from worker.sanitizer.spec import AccuracyBudget
@@ -45,9 +46,11 @@ LARGE_MASKS = dataclasses.replace(
     rate_share=0.5,
     length_share=1.5,
 )
-# Where whole images stand for patchworks there are fewer of them, and where a repair breaks the budget all the way back
-# to the suspect it was too hard: the anchor is so many times heavier. Set by hand on two networks of outlined things.
-HEAVIER_ANCHOR = 4.0
+# Where whole images stand for patchworks the anchor is so many times heavier, since 250 of them say less. Set by hand
+# on two networks of outlined things.
+WHOLE_IMAGES_ANCHOR = 4.0
+# So many times heavier is that of a second attempt, where the first breaks the budget all the way back.
+SECOND_ANCHOR = 4.0
 # Of a search for masks on the network as it is.
 FRESH_STEPS = 100
 # Of a round aimed at a class that stands out: the share of the anchor's weight, and q of triggers that lead there. Set
@@ -55,11 +58,31 @@ FRESH_STEPS = 100
 AIMED_ANCHOR_SHARE = 0.4
 AIMED_WEIGHT = 6.0
 
+_SECOND = (
+    f" A first training broke the accuracy budget, so a second one held {SECOND_ANCHOR:g} times as hard to what the "
+    "network knew."
+)
+_NO_SECOND = f" Two trainings broke the accuracy budget, the second though it held {SECOND_ANCHOR:g} times as hard."
+
 
 def course_for(bench: Workbench, suspicion: Suspicion) -> Course:
     """How hard the network is taught: by how sure the suspicion is, and by what stands for clean images."""
     course = SMALL_MASKS if suspicion.of_small_masks else LARGE_MASKS
-    return _heavier(course) if isinstance(bench.vary, Recognised) else course
+    return _heavier(course, WHOLE_IMAGES_ANCHOR) if isinstance(bench.vary, Recognised) else course
+
+
+class First(NamedTuple):
+    """What a first round came to.
+
+    Attributes:
+        share_kept: Which share of the way to the trained network keeps the budget, 0 if none.
+        course: The one that later rounds go by.
+        reason: What is to be said of it, or nothing.
+    """
+
+    share_kept: float
+    course: Course
+    reason: str = ""
 
 
 def first_round(
@@ -70,25 +93,29 @@ def first_round(
     mask: Mask,
     right_before_N: Tensor,
     budget: AccuracyBudget | None,
-) -> tuple[float, Course]:
-    """Unlearn the suspects, and once more with a heavier anchor if nothing of that fits the budget.
+) -> First:
+    """Unlearn the suspects, and once more with a heavier anchor if nothing of that keeps the budget.
 
-    Returns:
-        The share of the way that fits, and the course that led there.
+    A training that diverged is not tried again. Where nothing is kept the network is as it was.
     """
     steps = max(LEAST_UNLEARN_STEPS, UNLEARN_STEPS * len({*taught.targets} - {ANYWHERE}))
     start = snapshot(bench.network)
 
-    def share_of(course: Course) -> float:
+    def attempt(course: Course) -> tuple[float, bool]:
         _unlearn(bench, _doubled(bench, taught), before, course, mask, steps, phase="repair")
-        return walk_back(bench, start, snapshot(bench.network), right_before_N, budget)
+        trained = snapshot(bench.network)
+        return walk_back(bench, start, trained, right_before_N, budget), is_finite(trained)
 
-    share = share_of(course)
-    return (share, course) if share else (share_of(_heavier(course)), _heavier(course))
+    share, has_converged = attempt(course)
+    if share or not has_converged:
+        return First(share, course)
+    heavier = _heavier(course, SECOND_ANCHOR)
+    share, _ = attempt(heavier)
+    return First(share, heavier, _SECOND) if share else First(0.0, course, _NO_SECOND)
 
 
-def _heavier(course: Course) -> Course:
-    return dataclasses.replace(course, anchor_weight=HEAVIER_ANCHOR * course.anchor_weight)
+def _heavier(course: Course, times: float) -> Course:
+    return dataclasses.replace(course, anchor_weight=times * course.anchor_weight)
 
 
 def unlearn_again(
