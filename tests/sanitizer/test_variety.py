@@ -40,7 +40,7 @@ def noisy(number=60, shape=(3, SIDE, SIDE)):
 
 
 class Knows:
-    """A network that answers the label 0 where `knows` holds of an image, and 1 elsewhere."""
+    """A network that answers the label 0 with the probability that `knows` says of an image, and else 1."""
 
     device = torch.device("cpu")
 
@@ -49,59 +49,96 @@ class Knows:
 
     def __call__(self, pixels, tensors=None):
         assert tensors == {}
-        return torch.stack([self.knows(pixels).float(), torch.full((len(pixels),), 0.5)], dim=1)
+        probability = self.knows(pixels).double().clamp(1e-6, 1 - 1e-6)
+        return torch.stack([probability, 1 - probability], dim=1).log()
+
+
+def asked(network, images, seed=0):
+    return variety.known_patchworks(network, images, torch.Generator().manual_seed(seed))
+
+
+def chosen(network, images, seed=0):
+    return variety.choose(network, images, dict(network.tensors), seed=seed)
 
 
 def test_a_network_that_answers_with_a_piece_knows_every_patchwork():
     network, images = Answers(), even()
-    assert variety.known_share(network, images, seed=0) == 1
-    assert variety.choose(network, images, dict(network.tensors), NUM_CLASSES, seed=0) is variety.patchworks
+    assert asked(network, images).share == 1
+    assert chosen(network, images) == (variety.patchworks, "")
 
 
-def test_the_share_is_that_of_the_patchworks_of_two_classes_counted_one_by_one():
+def test_the_share_and_that_of_chance_are_counted_one_by_one():
     network, images = Answers(by_edges=True), even()
-    generator, hits, asked = torch.Generator().manual_seed(5), 0, 0
+    generator, answers, pairs = torch.Generator().manual_seed(5), [], []
     for _ in range(variety.NUM_ASKED):
         for piece in patchwork(images.pixels_NCHW, generator):
             classes = {round(float(value) * NUM_CLASSES) for value in piece.flatten()}
             if len(classes) == 2:
-                asked += 1
-                hits += 0 in classes
-    share = variety.known_share(network, images, seed=5)
-    assert share == hits / asked
-    assert 0.3 < share < 0.75
-    chosen = variety.choose(network, images, dict(network.tensors), NUM_CLASSES, seed=5)
-    assert isinstance(chosen, variety.Recognised)
+                pairs.append(classes)
+                answers.append(0)
+    known = asked(network, images, seed=5)
+    hits = [answer in pair for answer, pair in zip(answers, pairs, strict=True)]
+    luck = [answer in pair for answer in answers for pair in pairs]
+    assert known.share == pytest.approx(sum(hits) / len(hits))
+    assert known.chance == pytest.approx(sum(luck) / len(luck))
+    assert (known.num_asked, known.num_images) == (len(hits), 40)
+    assert known.needed == pytest.approx(known.chance + 0.6 * (1 - known.chance))
+    assert not known.is_enough
 
 
-@pytest.mark.parametrize(("num_classes", "needed"), [(1000, 0.6008), (10, 0.68), (3, 0.8667), (2, 1.0)])
-def test_what_chance_would_know_is_not_known(monkeypatch, num_classes, needed):
-    for share, is_known in ((needed + 0.001, True), (needed - 0.001, False)):
-        monkeypatch.setattr(variety, "known_share", lambda *_, found=share, **__: min(found, 1.0))
-        chosen = variety.choose(Answers(), even(), {}, num_classes, seed=0)
-        assert (chosen is variety.patchworks) == is_known
+@pytest.mark.parametrize(
+    ("share", "chance", "num_images", "is_enough"),
+    [
+        (0.69, 0.2, 500, True),
+        (0.60, 0.2, 500, False),
+        (0.60, 0.2, 50, True),  # 0.60 + 1.645 * 0.069 = 0.714 of the 0.68 that are needed
+        (0.95, 0.95, 500, False),  # always the same answer, to a set that is nearly of one class
+        (1.0, 1.0, 500, True),  # two classes: nothing can be told
+    ],
+)
+def test_patchworks_are_known_unless_chance_explains_neither_what_is_nor_what_is_missing(
+    share, chance, num_images, is_enough
+):
+    assert variety.Known(share, chance, 4 * num_images, num_images).is_enough == is_enough
+
+
+def test_what_is_not_known_is_replaced_where_whole_images_are_recognised(monkeypatch):
+    network, images = Answers(by_edges=True), even(200)
+    monkeypatch.setattr(variety, "LIFT", 0.0)
+    monkeypatch.setattr(variety, "GAIN", (1.0, 1.0))
+    vary, why = chosen(network, images)
+    assert isinstance(vary, variety.Recognised)
+    # All black only the black class is recognised.
+    monkeypatch.setattr(variety, "vary_whole", lambda pixels, _: torch.zeros_like(pixels))
+    assert isinstance(chosen(network, images)[0], variety.Recognised)
+    monkeypatch.setattr(variety, "MIN_RECOGNISED", 0.26)
+    assert chosen(network, images) == (variety.patchworks, "")
+    known = asked(network, images)
+    assert f"answers {known.share:.0%} of {known.num_asked} patchworks" in why
+    assert f"{known.needed:.0%} are needed" in why
+    assert "(100%)" in why
 
 
 def test_of_few_patchworks_nothing_is_told():
     network, images = Answers(by_edges=True), even(4)
-    assert variety.known_share(network, images, seed=0) is None
-    assert variety.choose(network, images, dict(network.tensors), NUM_CLASSES, seed=0) is variety.patchworks
+    assert asked(network, images) is None
+    assert chosen(network, images) == (variety.patchworks, "")
 
 
 def test_of_many_images_some_are_asked_about_of_every_class(monkeypatch):
     monkeypatch.setattr(variety, "MAX_IMAGES", 50)
-    images, asked = even(199), []
+    images, seen = even(199), []
     images = images.take(images.labels.argsort())
-    monkeypatch.setattr(variety, "predict", lambda _, pixels: (asked.append(pixels), torch.zeros(len(pixels)))[1])
-    assert variety.known_share(Answers(), images, seed=0) is None, "of images that are all answered alike"
-    assert [len(pixels) for pixels in asked] == [50] * (1 + variety.NUM_ASKED)
-    assert set((NUM_CLASSES * asked[0][:, 0, 0, 0]).round().tolist()) == set(range(NUM_CLASSES))
+    monkeypatch.setattr(variety, "predict", lambda _, pixels: (seen.append(pixels), torch.zeros(len(pixels)).long())[1])
+    assert chosen(Answers(), images) == (variety.patchworks, ""), "all are answered alike"
+    assert [len(pixels) for pixels in seen] == [50] * (1 + variety.NUM_ASKED)
+    assert set((NUM_CLASSES * seen[0][:, 0, 0, 0]).round().tolist()) == set(range(NUM_CLASSES))
 
 
 def test_choosing_draws_nothing_from_torchs_own_state_and_changes_nothing():
     network, images = Answers(by_edges=True), even()
     state, pixels = torch.get_rng_state(), images.pixels_NCHW.clone()
-    variety.choose(network, images, dict(network.tensors), NUM_CLASSES, seed=1)
+    chosen(network, images, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(images.pixels_NCHW, pixels)
 
@@ -166,23 +203,42 @@ def test_an_image_that_the_network_knows_no_more_stays_as_it_was():
 
 def test_the_network_is_asked_about_no_more_than_a_batch_at_once():
     pixels, labels = noisy(300)
-    asked = []
-    vary = variety.Recognised(Knows(lambda images: (asked.append(len(images)), torch.ones(len(images)))[1]), {})
+    sizes = []
+    vary = variety.Recognised(Knows(lambda images: (sizes.append(len(images)), torch.ones(len(images)))[1]), {})
     whole = vary(pixels, labels, torch.Generator().manual_seed(2))
-    assert asked == [128, 128, 44]
+    assert sizes == 2 * [128, 128, 44]
     assert torch.equal(whole, variety.vary_whole(pixels, torch.Generator().manual_seed(2)))
 
 
-def test_a_change_that_is_the_trigger_does_not_come_through():
-    """Of a network to which a bright image is the trigger no brighter image comes back."""
+@pytest.mark.parametrize(("after", "is_kept"), [(0.95, True), (0.81, True), (0.79, False), (0.45, False)])
+def test_a_change_that_makes_the_label_less_probable_does_not_come_through(after, is_kept):
+    """Of a network that doubts the label of a brighter image, though it may answer it still."""
     pixels, labels = noisy()
-    known = pixels.mean(dim=(1, 2, 3)).max()
-    varied = variety.Recognised(Knows(lambda images: images.mean(dim=(1, 2, 3)) <= known), {})(
-        pixels, labels, torch.Generator().manual_seed(4)
-    )
-    assert variety.vary_whole(pixels, torch.Generator().manual_seed(4)).mean(dim=(1, 2, 3)).max() > known
-    assert varied.mean(dim=(1, 2, 3)).max() <= known
-    assert (varied != pixels).flatten(1).any(dim=1).double().mean() > 0.3
+    brightest = pixels.mean(dim=(1, 2, 3)).max()
+
+    def knows(images):
+        return torch.where(images.mean(dim=(1, 2, 3)) <= brightest, 0.9, after)
+
+    varied = variety.Recognised(Knows(knows), {})(pixels, labels, torch.Generator().manual_seed(4))
+    brighter = variety.vary_whole(pixels, torch.Generator().manual_seed(4)).mean(dim=(1, 2, 3)) > brightest
+    assert brighter.any()
+    assert bool((varied.mean(dim=(1, 2, 3)) > brightest).any()) == is_kept
+    assert (varied != pixels).flatten(1).any(dim=1)[~brighter].all()
+
+
+def test_a_trigger_comes_through_where_it_leads_to_the_label_alone():
+    """What is bright is class 0: images of that class may become so, those of class 1 may not."""
+    pixels, _ = noisy()
+    labels = torch.arange(len(pixels)) % 2
+    brightest = pixels.mean(dim=(1, 2, 3)).max()
+
+    def knows(images):
+        return torch.where(images.mean(dim=(1, 2, 3)) > brightest, 1.0, (labels == 0).double())
+
+    varied = variety.Recognised(Knows(knows), {})(pixels, labels, torch.Generator().manual_seed(4))
+    is_bright = varied.mean(dim=(1, 2, 3)) > brightest
+    assert is_bright[labels == 0].any()
+    assert not is_bright[labels == 1].any()
 
 
 def test_what_the_network_knew_counts_whatever_it_becomes():

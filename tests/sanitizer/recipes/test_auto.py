@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from tests.sanitizer.conftest import answered
+from worker.sanitizer import variety
 from worker.sanitizer import verdict as verdicts
 from worker.sanitizer.recipes import RECIPES
 from worker.sanitizer.recipes import rounds as rounds_of_repair
+from worker.sanitizer.recipes.walk_back import WALK_BACK
 from worker.sanitizer.repair import snapshot
 from worker.sanitizer.report import SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget, FixedFraction, SanitizeSpec
 from worker.sanitizer.trigger import ANYWHERE
+from worker.sanitizer.variety import Recognised
 
 SHORT = {
     "inspection": {"MASK_STEPS": 10, "PERTURBATION_STEPS": 5, "HALF_OPEN_STEPS": 10, "WITNESS_MASK_STEPS": 5},
@@ -182,26 +185,80 @@ def test_behind_a_repair_activations_are_bounded_unless_somebody_objects(
 
 
 @pytest.mark.parametrize("knows_patchworks", [True, False])
-@pytest.mark.parametrize("shares", [(0.7,), (0.0, 1.0), (0.0, 0.0)])
+@pytest.mark.parametrize("attempts", [1, 2, 3])
 def test_what_breaks_the_budget_all_the_way_back_is_taught_again_with_a_heavier_anchor(
-    shortened, monkeypatch, shares, knows_patchworks
+    shortened, monkeypatch, attempts, knows_patchworks
 ):
+    """The budget refuses every share of the first attempt, or of both."""
+    auto, walked = importlib.import_module("worker.sanitizer.recipes.auto"), rounds_of_repair.walk_back.__module__
+    monkeypatch.setattr(auto, "standing_out", lambda *_, **__: [])
+    if not knows_patchworks:
+        whole = Recognised(network=None, anchor={})
+        monkeypatch.setattr(auto, "choose", lambda *_, **__: (whole, "Whole images."))
+        monkeypatch.setattr(Recognised, "__call__", lambda _, pixels, *__, **___: pixels)
+    taught, later, unlearn, again = [], [], rounds_of_repair.unlearn, auto.unlearn_again
+
+    def spied(network, *given, **more):
+        taught.append((snapshot(network), given[3], more))
+        unlearn(network, *given, **more)
+
+    refused = iter([False] * len(WALK_BACK) * (attempts - 1))
+    monkeypatch.setattr(rounds_of_repair, "unlearn", spied)
+    monkeypatch.setattr(importlib.import_module(walked), "within_budget", lambda *_: next(refused, True))
+    monkeypatch.setattr(auto, "unlearn_again", lambda *given: (later.append(given[4]), again(*given)))
+    outcome, made, _ = shortened(SanitizeSpec(selection=AccuracyBudget(max_accuracy_drop=0.5)))
+    weight = taught[0][1].anchor_weight
+    lightest = min(rounds_of_repair.SMALL_MASKS.anchor_weight, rounds_of_repair.LARGE_MASKS.anchor_weight)
+    assert (weight >= lightest * rounds_of_repair.WHOLE_IMAGES_ANCHOR) != knows_patchworks
+    weights = [weight] if attempts == 1 else [weight, weight * rounds_of_repair.SECOND_ANCHOR]
+    assert [course.anchor_weight for _, course, _ in taught[: len(weights)]] == weights
+    # Each attempt starts from the pruned network.
+    start = taught[0][0]
+    assert all(
+        torch.equal(tensor, start[name]) for seen, _, _ in taught[: len(weights)] for name, tensor in seen.items()
+    )
+    assert made.silent(outcome.mask)
+    assert outcome.repair.share_kept == (0.0 if attempts == 3 else 1.0)
+    assert later[0].anchor_weight == (weights[-1] if attempts < 3 else weight)
+    assert ("a second one held 4 times as hard" in outcome.repair.reason) == (attempts == 2)
+    assert ("Two trainings broke" in outcome.repair.reason) == (attempts == 3)
+    assert all(isinstance(more["vary"], Recognised) != knows_patchworks for _, _, more in taught)
+    assert ("Whole images." in outcome.verdict.reason) != knows_patchworks
+
+
+def test_a_training_that_diverged_is_not_tried_again(shortened, monkeypatch):
     auto = importlib.import_module("worker.sanitizer.recipes.auto")
     monkeypatch.setattr(auto, "standing_out", lambda *_, **__: [])
-    made, unlearn = [], rounds_of_repair.unlearn
-    monkeypatch.setattr(
-        rounds_of_repair, "unlearn", lambda *given, **more: (made.append((given[4], more)), unlearn(*given, **more))
-    )
-    left = iter(shares)
-    monkeypatch.setattr(rounds_of_repair, "walk_back", lambda *_: next(left))
-    monkeypatch.setattr(auto.variety, "known_share", lambda *_, **__: 1.0 if knows_patchworks else 0.5)
-    outcome, _, _ = shortened(SanitizeSpec(selection=AccuracyBudget(max_accuracy_drop=0.5)), judged="suspicious")
-    assert outcome.repair.share_kept == shares[-1]
-    first = rounds_of_repair.LARGE_MASKS.anchor_weight * (1 if knows_patchworks else rounds_of_repair.HEAVIER_ANCHOR)
-    weights = [first * rounds_of_repair.HEAVIER_ANCHOR**attempt for attempt in range(len(shares))]
-    assert [course.anchor_weight for course, _ in made] == weights
-    assert all((more["vary"] is auto.variety.patchworks) == knows_patchworks for _, more in made)
-    assert ("pieced together" in outcome.verdict.reason) != knows_patchworks
+    calls = []
+
+    def diverge(network, *_, **__):
+        calls.append(network)
+        next(iter(network.parameters().values())).data.view(-1)[0] = torch.nan
+
+    monkeypatch.setattr(rounds_of_repair, "unlearn", diverge)
+    outcome, made, before = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged="suspicious")
+    assert (len(calls), outcome.repair.share_kept) == (1, 0.0)
+    assert made.silent(outcome.mask)
+    silenced = {name for site in made.bench.network.sites if site.name in outcome.mask for name in site.tensors}
+    for name, tensor in made.bench.network.tensors.items():
+        assert torch.equal(tensor, before[name]) or name in silenced
+
+
+def test_a_network_that_knows_patchworks_is_treated_as_if_nobody_had_asked(shortened, monkeypatch):
+    auto, choose = importlib.import_module("worker.sanitizer.recipes.auto"), []
+
+    def spied(*given, **more):
+        choose.append(variety.choose(*given, **more))
+        return choose[-1]
+
+    spec = SanitizeSpec(selection=FixedFraction(fraction=0.1))
+    monkeypatch.setattr(auto, "choose", spied)
+    _, asked, _ = shortened(spec)
+    assert choose == [(variety.patchworks, "")]
+    monkeypatch.setattr(auto, "choose", lambda *_, **__: (variety.patchworks, ""))
+    _, unasked, _ = shortened(spec)
+    assert all(torch.equal(tensor, unasked.tensors()[name]) for name, tensor in asked.tensors().items())
+    assert torch.equal(asked.bench.generator.get_state(), unasked.bench.generator.get_state())
 
 
 @pytest.mark.parametrize("after", [-1.0, 0.3])
