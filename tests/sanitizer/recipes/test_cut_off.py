@@ -12,6 +12,7 @@ from worker.sanitizer.selection import Limits
 from worker.sanitizer.spec import AccuracyBudget, SanitizeSpec
 from worker.sanitizer.sweep import SweepPoint
 from worker.sanitizer.trigger import Triggers
+from worker.sanitizer.variety import patchworks
 
 LOOSE = Limits(accuracy_drop=0.1, errors=1.0)
 
@@ -86,3 +87,17 @@ def test_layers_that_the_criterion_does_not_apply_to_are_left_alone(suspect):
     outcome = cut_off(made.bench, [true_trigger()], LOOSE)
     assert set(outcome.mask) <= set(outcome.scores)
     assert outcome.choice.num_in_scope == sum(len(score) for score in outcome.scores.values())
+
+
+def test_clean_images_are_varied_as_the_workbench_says_with_their_own_labels(suspect):
+    made, given = suspect(), []
+
+    def vary(pixels, labels, generator):
+        given.append((pixels, labels))
+        return patchworks(pixels, labels, generator)
+
+    cut_off(dataclasses.replace(made.bench, vary=vary), [true_trigger()], LOOSE)
+    (pixels, labels), images = *given, made.bench.repair
+    is_same = (pixels.unsqueeze(1) == images.pixels_NCHW).flatten(2).all(dim=2)
+    assert torch.equal(images.labels[is_same.int().argmax(dim=1)], labels)
+    assert is_same.any(dim=1).all()
