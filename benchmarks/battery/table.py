@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean, median
 
@@ -45,13 +46,14 @@ _HELD_OUT_RECIPES = {
     "auto@pt2": "`auto`, sent as an exported program, which can carry activation caps",
     "caps@pt2": "Activation caps alone",
 }
-_OTHER_DATA = {"digits": "scikit-learn's digits, enlarged", "shapes": "Made shapes in colour"}
+_OTHER_DATA = {"digits": "scikit-learn's digits, enlarged", "shapes": "made shapes in colour"}
 # Whoever tunes on these models changes this sentence.
 _OTHER_DATA_NOTE = (
-    "`auto` on networks of other images than those that the targets are about, 10 % poisoning; they have no part in "
+    "Networks of other images than those that the targets are about, 10 % poisoning; they have no part in "
     "the targets. Digits: 300 images score with 200 clean ones. The round aimed at a class that stands out, the radius "
     "that shrinks, how often masks come, the rule for tiny masks and the images that the repair's anchor asks about "
-    "were set while networks of digits were looked at. Shapes: ten things at any place, size, angle and tint "
+    "were set while networks of digits were looked at, the heavier anchors and the whole images that stand for "
+    "patchworks (version 0.21) while those of shapes were. Shapes: ten things at any place, size, angle and tint "
     "(`benchmarks/battery/shapes.py`), 32 x 32 pixels in colour, 4,500 images score with 500 clean ones; a warp is "
     "left out, since a residual network does not learn it there."
 )
@@ -212,15 +214,14 @@ def held_out_page(board: Board) -> str:
 
 
 def other_data_page(board: Board) -> str:
-    """Return what `auto` did to networks of the other data sets, model by model."""
+    """Return what was done to networks of the other data sets, model by model."""
     parts = []
-    for dataset, what in _OTHER_DATA.items():
-        for num_images in board.values("num_images"):
-            for kind, is_planted in (("backdoored", True), ("clean", False)):
-                group = board.group("auto", of_data(dataset, is_planted=is_planted), num_images=num_images)
-                if group.rows:
-                    means = _means_in_words(group, num_images) if is_planted else _clean_in_words(group, num_images)
-                    parts += [f"## {what}, {kind}\n", means, _model_by_model(group)]
+    for recipe, dataset, num_images in product(board.recipes(), _OTHER_DATA, board.values("num_images")):
+        for kind, is_planted in (("backdoored", True), ("clean", False)):
+            group = board.group(recipe, of_data(dataset, is_planted=is_planted), num_images=num_images)
+            if group.rows:
+                means = _means_in_words(group, num_images) if is_planted else _clean_in_words(group, num_images)
+                parts += [f"## `{recipe}`, {_OTHER_DATA[dataset]}, {kind}\n", means, _model_by_model(group)]
     unfit = _left_out(board, _is_of_other_data)
     return _page("Other data", board, _OTHER_DATA_NOTE, *(parts or ["None was judged.\n"]), *unfit)
 
