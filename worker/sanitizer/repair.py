@@ -41,15 +41,16 @@ class Course:
     Attributes:
         anchor_weight: w of the anchor: heavier keeps more of the accuracy, and more of the backdoor.
         trigger_weight: v of the images under a trigger.
-        patchwork: Whether the anchor holds, and triggers are unlearnt, on images pieced together of several, by the
-            suspect's answers, or on the clean ones, by their labels.
+        patchwork: Whether the anchor holds, and triggers are unlearnt, on patchworks or what stands for them
+            (`variety`), by the suspect's answers, or on the clean images, by their labels.
         batch_size: B.
         search_batch: Images of a step of the search.
         random_weight: r of patchworks under random triggers.
         residual_weight: q of patchworks under triggers that depend on the image.
         temperature: τ, by which logits are divided before they are compared with the suspect's. The answers of a sure
             network say little of the other classes; softened ones do, and so hold more of what it knows.
-        mirrored: Whether patchworks are mirrored at random: what the suspect answers to these is knowledge too.
+        mirrored: Whether patchworks are mirrored at random: what the suspect answers to these is knowledge too. What
+            stands for them is always.
         rate_share: The learning rate, in shares of `RATE`.
         length_share: The gradient steps of a round, in shares of the usual number.
     """
@@ -125,14 +126,15 @@ def unlearn(
 
         CE(f(s(x)), y) + w K(z) + v K(t(z)) + r K(d(z)) + q K(g(z))  with  K(z') = τ KL(f₀(z) ‖ f(z')),
 
-    where f₀ is the suspect, s a random shift, z a patchwork of the batch (mirrored or not), t one of the masks by its
-    `chances`, d a random trigger and g one that depends on the image and leads where it was asked to. Patchworks are
-    not shifted: to a network with a warp for a trigger a shift can be one, and the suspect's answer would teach the
-    backdoor anew. In K both answers are softened by τ, after Hinton et al., "Distilling the Knowledge in a Neural
-    Network", 2015 (whose τ² in place of τ would keep the gradients' size).
-    The suspect's answers to z are what it knows of clean images; there is no end of patchworks, so none is learnt by
-    heart. Without patchworks z is s(x), and CE(f(t(z)), y) stands for K(t(z)). The sizes of the masks are bounded, so
-    that what every network has, large universal perturbations, is left alone.
+    where f₀ is the suspect, s a random shift, z a patchwork of the batch or what stands for it (`vary`), t one of the
+    masks by its `chances`, d a random trigger and g one that depends on the image and leads where it was asked to.
+    Patchworks are not shifted: to a network with a warp for a trigger a shift can be one, and the suspect's answer
+    would teach the backdoor anew; whole images that stand for them are moved only where it recognises them. In K both
+    answers are softened by τ, after Hinton et al., "Distilling the Knowledge in a Neural Network", 2015 (whose τ² in
+    place of τ would keep the gradients' size). The suspect's answers to z are what it knows of clean images; there is
+    no end of patchworks, so none is learnt by heart. Without patchworks z is s(x), and CE(f(t(z)), y) stands for
+    K(t(z)). The sizes of the masks are bounded, so that what every network has, large universal perturbations, is left
+    alone.
 
     Args:
         network: Changed in place.
