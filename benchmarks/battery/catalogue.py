@@ -18,6 +18,7 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, bool | int]]] = {
 # Widths of the further clean models: with batch norm each has two seeds.
 _CLEAN_WIDTHS = (12, 16, 20, 24)
 _CLEAN_WIDTHS_WITHOUT_NORM = (20, 24, 28, 32)
+_DIGITS_ATTACKS = ("patch", "blended", "warp")
 # Of those on coloured images: a warp is not learnt beside its disturbed images there.
 _SHAPES_ATTACKS = ("patch", "blended", "low_frequency", "glasses", "sample_specific")
 # Of the models of held-out attacks.
@@ -67,8 +68,16 @@ def all_models() -> list[ModelConfig]:
     models += [_clean("vgg-nobn", seed=2)]
     models += [_backdoored("vgg-nobn", attack, 0.05) for attack in attacks.names()]
     models += [_backdoored(short, attack, 0.01) for attack in attacks.names() for short in _ARCHITECTURES]
-    models += _digits()
-    models += [_shapes(short, attack) for attack in (None, *_SHAPES_ATTACKS) for short in with_norm]
+    models += [
+        _other_data("digits", short, attack, num_train=1100, epochs=40, batch_size=64)
+        for short in with_norm
+        for attack in (None, *_DIGITS_ATTACKS)
+    ]
+    models += [
+        _other_data("shapes", short, attack, num_train=20_000)
+        for attack in (None, *_SHAPES_ATTACKS)
+        for short in with_norm
+    ]
     models += [_held_out(short, attack) for attack in attacks.held_out_names() for short in with_norm]
     return models
 
@@ -120,35 +129,16 @@ def _held_out(short: str, attack: str) -> ModelConfig:
     )
 
 
-def _digits() -> list[ModelConfig]:
-    return [_digit_model(short, attack) for short in ("resnet", "vgg") for attack in (None, "patch", "blended", "warp")]
-
-
-def _digit_model(short: str, attack: str | None) -> ModelConfig:
+def _other_data(dataset: str, short: str, attack: str | None, **training: int) -> ModelConfig:
     architecture, options = _ARCHITECTURES[short]
+    twin = f"{dataset}-{short}-w16-clean-s0"
     return ModelConfig(
-        name=f"digits-{short}-w16-{attack or 'clean'}-s0",
-        dataset="digits",
+        name=f"{dataset}-{short}-w16-{attack}-s0" if attack else twin,
+        dataset=dataset,
         architecture=architecture,
         options=dict(options),
         attack=attack,
         rate=0.10 if attack else 0.0,
-        num_train=1100,
-        epochs=40,
-        batch_size=64,
-        twin=f"digits-{short}-w16-clean-s0" if attack else None,
-    )
-
-
-def _shapes(short: str, attack: str | None) -> ModelConfig:
-    architecture, options = _ARCHITECTURES[short]
-    return ModelConfig(
-        name=f"shapes-{short}-w16-{attack or 'clean'}-s0",
-        dataset="shapes",
-        architecture=architecture,
-        options=dict(options),
-        attack=attack,
-        rate=0.10 if attack else 0.0,
-        num_train=20_000,
-        twin=f"shapes-{short}-w16-clean-s0" if attack else None,
+        twin=twin if attack else None,
+        **training,
     )

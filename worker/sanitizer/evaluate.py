@@ -6,7 +6,8 @@ Shapes: N images, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +24,11 @@ Z_95_ONE_SIDED = 1.645
 def log_probabilities(network: Network, pixels_NCHW: Tensor) -> Tensor:
     """The logarithms of the network's answers, (N, K) on the CPU."""
     return _over_batches(network, pixels_NCHW, lambda logits_BK: logits_BK.log_softmax(dim=1))
+
+
+def probabilities(network: Network, pixels_NCHW: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The network's answers with these tensors in place of its own, (N, K) on the CPU."""
+    return _over_batches(network, pixels_NCHW, lambda logits_BK: logits_BK.softmax(dim=1), tensors)
 
 
 def predict(network: Network, pixels_NCHW: Tensor) -> Tensor:
@@ -86,7 +92,13 @@ def wilson(hits: int, num_images: int) -> Estimate:
     return Estimate(value=share, low=min(low, share), high=max(high, share), num_images=num_images)
 
 
-def _over_batches(network: Network, pixels_NCHW: Tensor, of_logits: Callable[[Tensor], Tensor]) -> Tensor:
+def _over_batches(
+    network: Network,
+    pixels_NCHW: Tensor,
+    of_logits: Callable[[Tensor], Tensor],
+    tensors: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    answer = network if tensors is None else partial(network, tensors=tensors)
     with torch.no_grad():
-        parts = [of_logits(network(batch.to(network.device))).cpu() for batch in batched(pixels_NCHW)]
+        parts = [of_logits(answer(batch.to(network.device))).cpu() for batch in batched(pixels_NCHW)]
     return torch.cat(parts)

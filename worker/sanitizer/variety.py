@@ -18,9 +18,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from worker.sanitizer.activations import batched
 from worker.sanitizer.case import Images
-from worker.sanitizer.evaluate import Z_95_ONE_SIDED, predict
+from worker.sanitizer.evaluate import Z_95_ONE_SIDED, predict, probabilities
 from worker.sanitizer.network import Network
 from worker.sanitizer.training import mirror, patchwork, shift
 
@@ -86,17 +85,11 @@ class Recognised:
         return torch.where(is_known_B.view(-1, 1, 1, 1), varied_BCHW, pixels_BCHW)
 
     def knows(self, pixels_BCHW: Tensor, varied_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        """Which of the varied images are recognised, (B,) bool on the network's device."""
-        before_BK, after_BK = self._probabilities(pixels_BCHW), self._probabilities(varied_BCHW)
-        labels_B1 = labels_B.to(after_BK.device).unsqueeze(1)
-        fall_B = (before_BK - after_BK).gather(1, labels_B1).squeeze(1)
-        return (after_BK.argmax(dim=1) == labels_B1.squeeze(1)) & (fall_B <= MAX_FALL)
-
-    def _probabilities(self, pixels_BCHW: Tensor) -> Tensor:
-        device = self.network.device
-        with torch.no_grad():
-            parts = [self.network(part.to(device), self.anchor).softmax(dim=1) for part in batched(pixels_BCHW)]
-        return torch.cat(parts)
+        """Which of the varied images are recognised, (B,) bool on the CPU."""
+        before_BK, after_BK = (probabilities(self.network, one, self.anchor) for one in (pixels_BCHW, varied_BCHW))
+        labels_B = labels_B.cpu()
+        fall_B = (before_BK - after_BK).gather(1, labels_B.unsqueeze(1)).squeeze(1)
+        return (after_BK.argmax(dim=1) == labels_B) & (fall_B <= MAX_FALL)
 
 
 class Known(NamedTuple):

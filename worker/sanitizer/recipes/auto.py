@@ -144,11 +144,11 @@ def _repair(
     course = course_for(bench, suspicion)
     taught = suspicion.taught
     accuracy_pruned = _select_accuracy(bench)
-    start = snapshot(network)
+    pruned = snapshot(network)
     network.load(before)
     right_before_N = right(bench)
-    network.load(start)
-    first = first_round(bench, taught, before, course, mask, right_before_N, budget)
+    network.load(pruned)
+    first = first_round(bench, taught, before, pruned, course, mask, right_before_N, budget)
     share, course = first.share_kept, first.course
     estimate, rounds = _estimate(bench, outcome, suspicion), 1
     if sure and estimate.after > REPAIRED_AT:

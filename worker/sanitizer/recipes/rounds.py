@@ -89,6 +89,7 @@ def first_round(
     bench: Workbench,
     taught: Bounded,
     before: Snapshot,
+    pruned: Snapshot,
     course: Course,
     mask: Mask,
     right_before_N: Tensor,
@@ -99,12 +100,11 @@ def first_round(
     A training that diverged is not tried again. Where nothing is kept the network is as it was.
     """
     steps = max(LEAST_UNLEARN_STEPS, UNLEARN_STEPS * len({*taught.targets} - {ANYWHERE}))
-    start = snapshot(bench.network)
 
     def attempt(course: Course) -> tuple[float, bool]:
         _unlearn(bench, _doubled(bench, taught), before, course, mask, steps, phase="repair")
         trained = snapshot(bench.network)
-        return walk_back(bench, start, trained, right_before_N, budget), is_finite(trained)
+        return walk_back(bench, pruned, trained, right_before_N, budget), is_finite(trained)
 
     share, has_converged = attempt(course)
     if share or not has_converged:
