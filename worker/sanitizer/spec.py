@@ -16,8 +16,8 @@ MAX_NAME = 200
 ArchitectureSource = Literal["builtin", "torchvision", "timm", "transformers", "file"]
 # fmt: off
 Recipe = Literal[
-    "auto", "prune", "paper", "caps", "fine_pruning", "clp", "bnp", "anp", "rnp", "awm", "ft", "ft_sam", "nc_unlearn",
-    "i_bau",
+    "auto", "judge", "prune", "paper", "caps", "fine_pruning", "clp", "bnp", "anp", "rnp", "awm", "ft", "ft_sam",
+    "nc_unlearn", "i_bau",
 ]
 Criterion = Literal[
     "linf", "l1", "l2", "linf_over_l1", "linf_over_l2", "l2_over_l1", "mean", "lipschitz", "bn_divergence", "entropy",
@@ -38,7 +38,9 @@ NORM_CRITERIA = ("linf", "l1", "l2", "linf_over_l1", "linf_over_l2", "l2_over_l1
 # Those that look at triggered images whatever `inputs` says: at synthetic ones where it says `clean`.
 NEEDS_TRIGGERS = ("entropy", "logit_contribution")
 # The recipes that look at `inputs`; the others ignore it.
-USES_INPUTS = ("auto", "prune")
+USES_INPUTS = ("auto", "judge", "prune")
+# Rounds of a repair: the first, one more against the suspects, one aimed at a class that stands out.
+MAX_ROUNDS = 3
 # A recipe is compared with each of the others once.
 MAX_COMPARED = len(get_args(Recipe)) - 1
 SCOPES: tuple[str, ...] = get_args(Scope)
@@ -249,10 +251,12 @@ class SanitizeSpec:
     """One sanitization. Every field has a default; the report states every value that was used.
 
     Attributes:
-        recipe: `auto` judges, prunes, repairs and verifies; `prune` only prunes, by the fields below; `paper` is
-            `prune` as arXiv 2002.12162 is read here; `caps` bounds activations and does nothing else; the others are
-            published baselines and ignore those fields.
+        recipe: `auto` judges, prunes, repairs and verifies; `judge` only judges, and changes nothing; `prune` only
+            prunes, by the fields below; `paper` is `prune` as arXiv 2002.12162 is read here; `caps` bounds activations
+            and does nothing else; the others are published baselines and ignore those fields.
+        prune: Whether `auto` silences channels. Without it the repair alone is done, within an accuracy budget.
         repair: Whether `auto` trains after pruning.
+        max_rounds: How often `auto` may train, 1 to 3; it stops by itself where a round was enough.
         caps: Whether `auto`, within an accuracy budget, may bound activations: behind a repair, and without one where
             triggers still work after pruning. That adds operators to the file, so that only an exported program (.pt2)
             or an ONNX file, in single precision, can carry it.
@@ -286,7 +290,9 @@ class SanitizeSpec:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     recipe: Recipe = "auto"
+    prune: bool = True
     repair: bool = True
+    max_rounds: int = MAX_ROUNDS
     caps: bool = True
     criterion: Criterion | list[Criterion] = "linf"
     aggregate: Aggregate = "mean"
@@ -300,11 +306,19 @@ class SanitizeSpec:
 
     def __post_init__(self) -> None:
         _require(_is_whole(self.seed) and 0 <= self.seed < 2**63, "seed must be 0 to 2^63 - 1")
+        _require(isinstance(self.prune, bool), "prune must be true or false")
         _require(isinstance(self.repair, bool), "repair must be true or false")
+        _require(
+            _is_whole(self.max_rounds) and 1 <= self.max_rounds <= MAX_ROUNDS, f"max_rounds must be 1 to {MAX_ROUNDS}"
+        )
         _require(isinstance(self.caps, bool), "caps must be true or false")
         _require(
             isinstance(self.selection, Selection),
             f"selection must be an object of a kind among {', '.join(SELECTIONS)}",
+        )
+        _require(
+            self.prune or isinstance(self.selection, AccuracyBudget),
+            "prune: false goes with a selection of kind accuracy_budget: the other kinds say how much to prune",
         )
         if isinstance(self.scope, list):
             _require(0 < len(self.scope) <= 10_000, "scope must name 1 to 10000 layers")

@@ -9,7 +9,7 @@ import torch
 from tests.sanitizer.conftest import answered
 from worker.sanitizer import variety
 from worker.sanitizer import verdict as verdicts
-from worker.sanitizer.recipes import RECIPES
+from worker.sanitizer.recipes import RECIPES, judging
 from worker.sanitizer.recipes import rounds as rounds_of_repair
 from worker.sanitizer.recipes.walk_back import WALK_BACK
 from worker.sanitizer.repair import snapshot
@@ -32,14 +32,11 @@ def shortened(suspect, monkeypatch):
     """Run `auto`, shortened, on a suspect that is judged as asked for and never called repaired."""
 
     def run(spec, *, judged="backdoored", by_loudness=False, **changes):
-        auto = importlib.import_module("worker.sanitizer.recipes.auto")
-        whom = auto.suspect
-        monkeypatch.setattr(auto, "suspect", lambda *given: dataclasses.replace(whom(*given), by_loudness=by_loudness))
-
-        def judge(*arguments):
-            return dataclasses.replace(verdicts.judge(*arguments), verdict=judged)
-
-        monkeypatch.setattr(auto, "judge", judge)
+        whom, said = judging.suspect, verdicts.judge
+        monkeypatch.setattr(
+            judging, "suspect", lambda *given: dataclasses.replace(whom(*given), by_loudness=by_loudness)
+        )
+        monkeypatch.setattr(verdicts, "judge", lambda *given: dataclasses.replace(said(*given), verdict=judged))
         for module, values in SHORT.items():
             for name, value in values.items():
                 monkeypatch.setattr(importlib.import_module(f"worker.sanitizer.{module}"), name, value)
@@ -47,7 +44,7 @@ def shortened(suspect, monkeypatch):
             monkeypatch.setattr(importlib.import_module("worker.sanitizer.repair"), name, value)
         made = suspect(spec=spec)
         before = {name: tensor.clone() for name, tensor in made.bench.network.tensors.items()}
-        return RECIPES["auto"](made.bench), made, before
+        return RECIPES[spec.recipe](made.bench), made, before
 
     return run
 
@@ -131,10 +128,9 @@ def test_a_class_that_stands_out_gets_a_round_aimed_at_it_and_withholds_repaired
 
 @pytest.mark.parametrize("of_small_masks", [True, False])
 def test_where_no_small_mask_is_sure_the_course_is_slower_and_longer(shortened, monkeypatch, of_small_masks):
-    auto = importlib.import_module("worker.sanitizer.recipes.auto")
-    unlearn, whom, taught = rounds_of_repair.unlearn, auto.suspect, []
+    unlearn, whom, taught = rounds_of_repair.unlearn, judging.suspect, []
     monkeypatch.setattr(
-        auto, "suspect", lambda *given: dataclasses.replace(whom(*given), of_small_masks=of_small_masks)
+        judging, "suspect", lambda *given: dataclasses.replace(whom(*given), of_small_masks=of_small_masks)
     )
     monkeypatch.setattr(
         rounds_of_repair,
@@ -194,7 +190,7 @@ def test_what_breaks_the_budget_all_the_way_back_is_taught_again_with_a_heavier_
     monkeypatch.setattr(auto, "standing_out", lambda *_, **__: [])
     if not knows_patchworks:
         whole = Recognised(network=None, anchor={})
-        monkeypatch.setattr(auto, "choose", lambda *_, **__: (whole, "Whole images."))
+        monkeypatch.setattr(judging, "choose", lambda *_, **__: (whole, "Whole images."))
         monkeypatch.setattr(Recognised, "__call__", lambda _, pixels, *__, **___: pixels)
     taught, later, unlearn, again = [], [], rounds_of_repair.unlearn, auto.unlearn_again
 
@@ -245,17 +241,17 @@ def test_a_training_that_diverged_is_not_tried_again(shortened, monkeypatch):
 
 
 def test_a_network_that_knows_patchworks_is_treated_as_if_nobody_had_asked(shortened, monkeypatch):
-    auto, choose = importlib.import_module("worker.sanitizer.recipes.auto"), []
+    choose = []
 
     def spied(*given, **more):
         choose.append(variety.choose(*given, **more))
         return choose[-1]
 
     spec = SanitizeSpec(selection=FixedFraction(fraction=0.1))
-    monkeypatch.setattr(auto, "choose", spied)
+    monkeypatch.setattr(judging, "choose", spied)
     _, asked, _ = shortened(spec)
     assert choose == [(variety.patchworks, "")]
-    monkeypatch.setattr(auto, "choose", lambda *_, **__: (variety.patchworks, ""))
+    monkeypatch.setattr(judging, "choose", lambda *_, **__: (variety.patchworks, ""))
     _, unasked, _ = shortened(spec)
     assert all(torch.equal(tensor, unasked.tensors()[name]) for name, tensor in asked.tensors().items())
     assert torch.equal(asked.bench.generator.get_state(), unasked.bench.generator.get_state())
@@ -303,3 +299,60 @@ def test_pruning_alone_surely_keeps_the_budget_on_every_image_that_may_choose(sh
     assert chosen.accuracy == pytest.approx(float(right_after_N.mean()))
     assert f"surely loses at most 20.0% of accuracy on {len(images)} images" in outcome.choice.reason
     assert outcome.repair.status == "not_attempted"
+
+
+def test_a_verdict_alone_changes_nothing_and_is_the_one_that_a_repair_would_follow(shortened):
+    outcome, made, before = shortened(SanitizeSpec(recipe="judge"), judged="suspicious")
+    whole, _, _ = shortened(SanitizeSpec(), judged="suspicious")
+    assert outcome.verdict == whole.verdict
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.bench.network.tensors.items())
+    assert (outcome.choice.num_pruned, outcome.mask, outcome.curve) == (0, {}, [])
+    assert outcome.repair.status == "not_attempted"
+    assert outcome.scores.keys() == whole.scores.keys()
+    assert all(torch.equal(score, whole.scores[name]) for name, score in outcome.scores.items())
+    assert [one.success for one in outcome.triggers] == [one.success for one in whole.triggers]
+
+
+def test_a_repair_alone_silences_no_channel(shortened, monkeypatch):
+    auto = importlib.import_module("worker.sanitizer.recipes.auto")
+    monkeypatch.setattr(auto, "standing_out", lambda *_, **__: [])
+    spec = SanitizeSpec(prune=False, selection=AccuracyBudget(max_accuracy_drop=0.5))
+    outcome, made, before = shortened(spec, judged="suspicious")
+    assert (outcome.choice.num_pruned, outcome.mask, outcome.curve) == (0, {}, [])
+    assert "no pruning" in outcome.choice.reason
+    assert (outcome.repair.rounds, outcome.repair.share_kept) == (1, 1.0)
+    assert outcome.repair.accuracy_pruned == outcome.repair.accuracy_before
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in made.bench.network.tensors.items())
+
+
+@pytest.mark.parametrize(("selection", "pruned"), [(AccuracyBudget(), False), (FixedFraction(fraction=0.1), True)])
+def test_a_network_that_is_judged_clean_is_left_alone_but_for_a_fixed_pruning(shortened, selection, pruned):
+    outcome, made, before = shortened(SanitizeSpec(selection=selection), judged="clean")
+    unchanged = all(torch.equal(tensor, before[name]) for name, tensor in made.bench.network.tensors.items())
+    assert unchanged != pruned
+    assert (outcome.choice.num_pruned > 0) == pruned == bool(outcome.mask)
+    assert outcome.repair.status == "not_attempted"
+    assert "judged clean" in outcome.repair.reason
+
+
+def test_what_cannot_be_judged_is_repaired_and_never_called_repaired(shortened, monkeypatch):
+    auto = importlib.import_module("worker.sanitizer.recipes.auto")
+    monkeypatch.setattr(auto, "standing_out", lambda *_, **__: [])
+    found = SyntheticAttackSuccess(before=1.0, after=-1.0, num_triggers=1)
+    monkeypatch.setattr(auto, "_estimate", lambda *_: found)
+    outcome, made, before = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1)), judged="inconclusive")
+    assert (outcome.repair.rounds, outcome.repair.status) == (1, "partly_repaired")
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in made.bench.network.tensors.items())
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_no_more_rounds_follow_than_were_asked_for(shortened, monkeypatch, most):
+    auto = importlib.import_module("worker.sanitizer.recipes.auto")
+    estimates, out = iter([0.9, 0.1, 0.05]), iter([[3], []])
+    monkeypatch.setattr(
+        auto, "_estimate", lambda *_: SyntheticAttackSuccess(before=1.0, after=next(estimates), num_triggers=1)
+    )
+    monkeypatch.setattr(auto, "standing_out", lambda *_, **__: next(out))
+    spec = SanitizeSpec(selection=FixedFraction(fraction=0.1), max_rounds=most)
+    outcome, _, _ = shortened(spec)
+    assert outcome.repair.rounds == most

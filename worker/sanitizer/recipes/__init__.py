@@ -10,6 +10,7 @@ from worker.sanitizer.recipes.awm import awm
 from worker.sanitizer.recipes.fine_pruning import fine_pruning
 from worker.sanitizer.recipes.fine_tuning import ft, ft_sam
 from worker.sanitizer.recipes.i_bau import i_bau
+from worker.sanitizer.recipes.judging import judge
 from worker.sanitizer.recipes.layer_outliers import RecipeNotApplicableError, bnp, clp
 from worker.sanitizer.recipes.nc_unlearn import nc_unlearn
 from worker.sanitizer.recipes.prune import paper, prune
@@ -19,6 +20,7 @@ from worker.sanitizer.recipes.workbench import Outcome, Phase, Recipe, Workbench
 
 RECIPES: dict[str, Recipe] = {
     "auto": auto,
+    "judge": judge,
     "prune": prune,
     "paper": paper,
     "caps": caps,

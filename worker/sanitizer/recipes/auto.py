@@ -11,31 +11,21 @@ from torch import Tensor
 
 from worker.sanitizer.evaluate import Z_95_ONE_SIDED
 from worker.sanitizer.exhibits import Suspected
-from worker.sanitizer.inspection import (
-    INVERSION_BATCH,
-    PERTURBATION_STEPS,
-    Findings,
-    inspect,
-    num_steps,
-    standing_out,
-)
+from worker.sanitizer.inspection import INVERSION_BATCH, PERTURBATION_STEPS, Findings, standing_out
 from worker.sanitizer.recipes.activation_caps import cap_pruned, cap_repaired, carriers
 from worker.sanitizer.recipes.answer import status_of
 from worker.sanitizer.recipes.cut_off import cut_off
-from worker.sanitizer.recipes.prune import prune_with
+from worker.sanitizer.recipes.judging import Judged, judged
+from worker.sanitizer.recipes.prune import profiled, prune_with
 from worker.sanitizer.recipes.rounds import course_for, first_round, unlearn_again, unlearn_aimed
-from worker.sanitizer.recipes.scope import in_scope
-from worker.sanitizer.recipes.suspicion import Suspicion, suspect
+from worker.sanitizer.recipes.suspicion import Suspicion
 from worker.sanitizer.recipes.thresholds import limits_of
-from worker.sanitizer.recipes.trials import try_targets
 from worker.sanitizer.recipes.walk_back import is_finite, right, within_budget
 from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
 from worker.sanitizer.repair import Snapshot, snapshot
 from worker.sanitizer.report import Caps, Repair, SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget
 from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
-from worker.sanitizer.variety import choose
-from worker.sanitizer.verdict import judge
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.25
@@ -54,27 +44,12 @@ _NO_PLACE = (
 
 def auto(bench: Workbench) -> Outcome:
     """Judge, prune, repair, verify. A network judged clean is left as it is, unless a fixed pruning was asked for."""
-    network, spec = bench.network, bench.spec
-    in_scope(network, spec.scope)  # a layer that is not there is refused before any work
+    known = judged(bench)
+    bench, spec, before, verdict = known.bench, bench.spec, known.before, known.verdict
     budget = spec.selection if isinstance(spec.selection, AccuracyBudget) else None
-    before = snapshot(network)
-    with bench.phase("ask", 1) as advance:
-        vary, why = choose(network, bench.repair, before, seed=spec.seed)
-        advance(1)
-    bench = dataclasses.replace(bench, vary=vary)
-    with bench.phase("invert", num_steps()) as advance:
-        findings = inspect(
-            network, bench.repair, bench.select, bench.num_classes, generator=bench.generator, vary=bench.vary,
-            advance=advance,
-        )  # fmt: skip
-    candidates = try_targets(bench, findings, before)
-    verdict = judge(findings, candidates, bench.num_classes)
-    if why:
-        verdict = dataclasses.replace(verdict, reason=f"{verdict.reason} {why}")
-    suspicion = suspect(candidates, verdict)
-    outcome = dataclasses.replace(_prune(bench, suspicion), verdict=verdict)
+    outcome = dataclasses.replace(_prune(bench, known.exhibited()), verdict=verdict)
     if verdict.verdict == "clean" and budget is not None:
-        network.load(before)
+        bench.network.load(before)
         reason = "The network was judged clean, so nothing was pruned. Ask for a fixed pruning to prune all the same."
         choice = dataclasses.replace(outcome.choice, num_pruned=0, reason=reason)
         repair = Repair(status="not_attempted", reason="The network was judged clean.")
@@ -84,9 +59,9 @@ def auto(bench: Workbench) -> Outcome:
         return dataclasses.replace(outcome, repair=Repair(status="not_attempted", reason=reason))
     if not spec.repair:
         repair = dataclasses.replace(NOT_ATTEMPTED, reason="The specification asks for no training.")
-        outcome = dataclasses.replace(outcome, repair=repair, estimate=_estimate(bench, outcome, suspicion))
-        return _capped(bench, outcome, before, suspicion) if spec.caps and budget is not None else outcome
-    return _repair(bench, outcome, before, findings, suspicion, budget)
+        outcome = dataclasses.replace(outcome, repair=repair, estimate=_estimate(bench, outcome, known.suspicion))
+        return _capped(bench, outcome, before, known.suspicion) if spec.caps and budget is not None else outcome
+    return _repair(known, outcome, budget)
 
 
 def _capped(bench: Workbench, outcome: Outcome, before: Snapshot, suspicion: Suspicion) -> Outcome:
@@ -102,13 +77,15 @@ def _capped(bench: Workbench, outcome: Outcome, before: Snapshot, suspicion: Sus
     return dataclasses.replace(outcome, estimate=_estimate(bench, outcome, suspicion))
 
 
-def _prune(bench: Workbench, suspicion: Suspicion) -> Outcome:
+def _prune(bench: Workbench, exhibited: list[Suspected]) -> Outcome:
     """Prune no further than the suspects' success falls: within part of the budget, or by itself surely within it.
 
     A repair trains on some of the images, so that others choose. Where none follows all choose, and nothing wins back
     what is lost: with its error added, one-sided at 95 %, the loss must keep the budget.
     """
-    spec, limits, exhibited = bench.spec, limits_of(bench.spec), _exhibited(bench, suspicion)
+    spec, limits = bench.spec, limits_of(bench.spec)
+    if not spec.prune:
+        return profiled(bench, exhibited, "The specification asks for no pruning.")
     if not isinstance(spec.selection, AccuracyBudget):
         return prune_with(bench, exhibited)
     if not spec.repair:
@@ -120,27 +97,16 @@ def _prune(bench: Workbench, suspicion: Suspicion) -> Outcome:
     return dataclasses.replace(outcome, choice=dataclasses.replace(outcome.choice, reason=reason))
 
 
-def _exhibited(bench: Workbench, suspicion: Suspicion) -> list[Suspected]:
-    shares = success(bench.network, suspicion.triggers, bench.select.pixels_NCHW, bench.select.labels).tolist()
-    return [Suspected(triggers=suspicion.triggers, which=row, success=share) for row, share in enumerate(shares)]
-
-
-def _repair(
-    bench: Workbench,
-    outcome: Outcome,
-    before: Snapshot,
-    findings: Findings,
-    suspicion: Suspicion,
-    budget: AccuracyBudget | None,
-) -> Outcome:
+def _repair(known: Judged, outcome: Outcome, budget: AccuracyBudget | None) -> Outcome:
     """Unlearn the suspects, keep as much of the way as the budget allows, and go further rounds where it is not enough.
 
     It is not enough where the network is surely backdoored and the suspects' triggers still work: elsewhere they may be
     natural features, which no round removes. The next round is against masks that lead anywhere too. Nor is it where a
     class still stands out, whoever was suspected: the next round is aimed at it.
     """
-    network, mask = bench.network, outcome.mask
-    sure = outcome.verdict is not None and outcome.verdict.verdict == "backdoored"
+    bench, before, findings, suspicion = known.bench, known.before, known.findings, known.suspicion
+    network, mask, most = bench.network, outcome.mask, bench.spec.max_rounds
+    sure = known.verdict.verdict == "backdoored"
     course = course_for(bench, suspicion)
     taught = suspicion.taught
     accuracy_pruned = _select_accuracy(bench)
@@ -151,7 +117,7 @@ def _repair(
     first = first_round(bench, taught, before, pruned, course, mask, right_before_N, budget)
     share, course = first.share_kept, first.course
     estimate, rounds = _estimate(bench, outcome, suspicion), 1
-    if sure and estimate.after > REPAIRED_AT:
+    if sure and estimate.after > REPAIRED_AT and rounds < most:
         kept = snapshot(network)
         unlearn_again(bench, findings, taught, before, course, mask)
         if _is_admissible(bench, right_before_N, budget):
@@ -160,7 +126,7 @@ def _repair(
                 estimate, rounds, kept = again, rounds + 1, snapshot(network)
         network.load(kept)
     left = _standing_out(bench, findings)
-    if left:
+    if left and rounds < most:
         kept = snapshot(network)
         unlearn_aimed(bench, taught, before, course, mask, left)
         if _is_admissible(bench, right_before_N, budget):

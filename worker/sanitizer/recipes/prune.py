@@ -100,21 +100,29 @@ def prune_with(
         NetworkRefusedError: `spec.scope` names a layer that is not there.
     """
     network, spec = bench.network, bench.spec
-    sites = in_scope(network, spec.scope)
-    material = looked_at(bench, sites, triggers)
-    scores = channel_scores(material)
-    sites = tuple(site for site in sites if site.name in scores)
+    scored = profiled(bench, triggers, "")
+    sites = [site for site in network.sites if site.name in scored.scores]
     each = [one.trigger for one in triggers]
-    count, reason, points = _choose(bench, sites, scores, each, sparing, limits or limits_of(spec))
-    mask = masks.from_ranking(sites, masks.rank(scores, descending=spec.order == "descending"), count)
+    count, reason, points = _choose(bench, sites, scored.scores, each, sparing, limits or limits_of(spec))
+    mask = masks.from_ranking(sites, masks.rank(scored.scores, descending=spec.order == "descending"), count)
     masks.silence(network, mask)
-    choice = Choice(num_pruned=count, num_in_scope=sum(site.num_channels for site in sites), reason=reason)
+    choice = dataclasses.replace(scored.choice, num_pruned=count, reason=reason)
+    return dataclasses.replace(scored, choice=choice, mask=mask, curve=points)
+
+
+def profiled(bench: Workbench, triggers: Sequence[Suspected], reason: str) -> Outcome:
+    """Profile and score, and silence nothing, for this reason.
+
+    Raises:
+        NetworkRefusedError: `spec.scope` names a layer that is not there.
+    """
+    material = looked_at(bench, in_scope(bench.network, bench.spec.scope), triggers)
+    scores = channel_scores(material)
+    num_in_scope = sum(site.num_channels for site in material.sites if site.name in scores)
     return Outcome(
-        choice=choice,
-        mask=mask,
+        choice=Choice(num_pruned=0, num_in_scope=num_in_scope, reason=reason),
         scores=scores,
         statistics=material.clean,
-        curve=points,
         triggers=list(triggers),
         triggered=material.triggered,
     )
