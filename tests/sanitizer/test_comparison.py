@@ -20,7 +20,7 @@ PRUNE = SanitizeSpec(recipe="prune", inputs="synthetic", selection=FixedFraction
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(sys.modules["worker.sanitizer.recipes.prune"], "SYNTHESIS_STEPS", 20)
+    monkeypatch.setattr(sys.modules["worker.sanitizer.recipes.inversion"], "SYNTHESIS_STEPS", 20)
 
 
 @pytest.fixture(scope="module")

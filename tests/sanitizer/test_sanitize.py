@@ -81,8 +81,7 @@ def shorten(monkeypatch):
         "recipes.auto": {"ESTIMATE_STEPS": 4},
         "recipes.awm": {"ASCENT_STEPS": 2, "MASK_STEPS": 2},
         "recipes.i_bau": {"ASCENT_STEPS": 2, "OUTER_STEPS": 2},
-        "recipes.nc_unlearn": {"SYNTHESIS_STEPS": 4},
-        "recipes.prune": {"SYNTHESIS_STEPS": 4},
+        "recipes.inversion": {"SYNTHESIS_STEPS": 4},
         "recipes.rnp": {"MAX_STEPS": 4},
     }.items():
         for name, value in values.items():
@@ -112,7 +111,13 @@ def test_the_default_removes_the_planted_backdoor_and_keeps_accuracy(whole):
     assert report.accuracy.after.value >= report.accuracy.before.value - 0.05
     assert report.verdict.verdict in ("suspicious", "backdoored")
     assert 0 in report.repair.classes
-    assert report.synthetic_attack_success.after < report.synthetic_attack_success.before
+    estimate = report.synthetic_attack_success
+    assert estimate.after < estimate.before
+    assert estimate.before_low <= estimate.before <= estimate.before_high
+    assert estimate.after_low <= estimate.after <= estimate.after_high
+    assert [row.strength is None for row in report.verdict.evidence] == [
+        row.relief is None for row in report.verdict.evidence
+    ]
     assert {"invert", "try", "repair", "write", "prove"} <= {phase for phase, _, _ in progress}
     assert all(0 <= done <= total for _, done, total in progress)
 
@@ -249,3 +254,32 @@ def test_half_of_the_trigger_samples_guide_and_the_other_half_scores(run, tmp_pa
     assert (report.split.num_triggered_guide, report.split.num_triggered_score) == (40, 40)
     assert report.attack_success.after.num_images == 30, "those of the target class do not count"
     assert report.attack_success.num_of_target_class_left_out == 10
+
+
+def test_each_class_has_its_recall_and_a_great_loss_is_a_warning(run, tmp_path):
+    report = run(tmp_path / "out", spec=dataclasses.replace(PRUNE, selection=FixedFraction(fraction=0.85)))
+    classes, accuracy = report.accuracy.classes, report.accuracy
+    assert [row.class_index for row in classes] == [0, 1, 2, 3]
+    for which in ("before", "after"):
+        whole, parts = getattr(accuracy, which), [getattr(row, which) for row in classes]
+        assert sum(part.num_images for part in parts) == whole.num_images
+        assert sum(round(part.value * part.num_images) for part in parts) == round(whole.value * whole.num_images)
+        assert all(part.low <= part.value <= part.high for part in parts)
+    lost = [row for row in classes if row.before.value - row.after.value > 0.3]
+    assert lost
+    (warning,) = [one for one in report.warnings if "lost recall" in one]
+    for row in lost:
+        assert f"{row.class_index} ({100 * (row.before.value - row.after.value):.0f} points)" in warning
+    kept = run(tmp_path / "kept", spec=dataclasses.replace(PRUNE, selection=FixedFraction(fraction=0.01)))
+    assert max(row.before.value - row.after.value for row in kept.accuracy.classes) <= 0.1
+    assert not [one for one in kept.warnings if "lost recall" in one]
+
+
+def test_what_a_baseline_searched_for_is_shown_and_tried_again(run, tmp_path):
+    report = run(tmp_path / "out", spec=SanitizeSpec(recipe="nc_unlearn"), figures_path=tmp_path / "figures")
+    estimate = report.synthetic_attack_success
+    assert estimate.before > 0.5 > estimate.after
+    assert [row.source for row in report.bias] == ["synthetic"] * len(report.layers)
+    names = [figure.name for figure in report.figures]
+    assert any(name.startswith("trigger-1-class-0") for name in names)
+    assert {"bias", "gradcam"} <= set(names)

@@ -92,6 +92,11 @@ def wilson(hits: int, num_images: int) -> Estimate:
     return Estimate(value=share, low=min(low, share), high=max(high, share), num_images=num_images)
 
 
+def share_of(hits_N: Tensor) -> Estimate:
+    """The share of true values, with its interval."""
+    return wilson(int(hits_N.sum()), len(hits_N))
+
+
 def _over_batches(
     network: Network,
     pixels_NCHW: Tensor,

@@ -75,6 +75,7 @@ def layers(
     statistics: Mapping[str, ChannelStatistics],
     scores: Mapping[str, Tensor],
     mask: Mapping[str, Tensor],
+    by_criterion: Mapping[str, Mapping[str, Tensor]],
 ) -> list[Layer]:
     """Every prunable layer with its clean statistics, its scores where it was in scope, and what was silenced."""
     rows = []
@@ -91,7 +92,10 @@ def layers(
                 pruned_channels=pruned,
                 tensors=list(site.tensors),
                 norms={norm: _summary(statistics[site.name].mean(norm)) for norm in REPORTED_NORMS},
-                scores=[round(value, 6) for value in scores[site.name].tolist()] if site.name in scores else [],
+                scores=_rounded(scores[site.name]) if site.name in scores else [],
+                criterion_scores={
+                    name: _rounded(part[site.name]) for name, part in by_criterion.items() if site.name in part
+                },
             )
         )
     return rows
@@ -124,6 +128,10 @@ def environment(target: torch.device, seed: int) -> Environment:
         seed=seed,
         num_threads=torch.get_num_threads(),
     )
+
+
+def _rounded(score_C: Tensor) -> list[float]:
+    return [round(value, 6) for value in score_C.tolist()]
 
 
 def _summary(values_C: Tensor) -> NormSummary:

@@ -6,14 +6,18 @@ Shapes: N images, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from worker.sanitizer.case import Images
 from worker.sanitizer.network import Network
 from worker.sanitizer.report import CurvePoint, LayerBias
 from worker.sanitizer.trigger import Triggers
+
+# That are profiled under one trigger, at most.
+IMAGES_PER_TRIGGER = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,13 @@ class Suspected:
     def trigger(self) -> Triggers:
         """It alone."""
         return self.triggers.take([self.which])
+
+    def stamped(self, images: Images) -> Images:
+        """Some of the images under it, on the trigger's device: evenly spaced, since images often come sorted."""
+        number = min(IMAGES_PER_TRIGGER, len(images))
+        some = images.take(torch.arange(number) * len(images) // number)
+        seen_NCHW = some.pixels_NCHW.to(self.triggers.amount_T1HW.device)
+        return replace(some, pixels_NCHW=self.triggers.stamp(seen_NCHW, self.which))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

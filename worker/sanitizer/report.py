@@ -11,6 +11,7 @@ SCHEMA_VERSION = 1
 
 
 RepairStatus = Literal["repaired", "partly_repaired", "not_repaired", "not_attempted"]
+Norm = Literal["linf", "l1", "l2"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +25,21 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassRecall:
+    """The share of a class's held-out images that are predicted as it, before and after."""
+
+    class_index: int
+    before: Estimate
+    after: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Clean accuracy (ACC) on the held-out split, before and after."""
+    """Clean accuracy (ACC) on the held-out split, before and after, and each class's recall that has images there."""
 
     before: Estimate
     after: Estimate
+    classes: list[ClassRecall] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +106,8 @@ class Layer:
     tensors: list[str]
     norms: dict[str, NormSummary]
     scores: list[float]
+    # Of several criteria each one's, standardised; `scores` is then what their mean comes to.
+    criterion_scores: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +126,20 @@ class LayerBias:
     l2: float
     channel: int
     source: Literal["synthetic", "supplied"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormChoice:
+    """What one norm of the activation map chooses under the same triggers and rule, on the selection split.
+
+    `num_shared` of its channels are among those of the row of ℓ∞, whose pruning is the one that was carried out.
+    """
+
+    criterion: Norm
+    num_pruned: int
+    num_shared: int
+    accuracy: Estimate
+    synthetic_attack_success: Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +182,9 @@ class ClassEvidence:
     are those of a witness, a small network that was taught on clean images alone, and what is in excess of prominence
     and ease is what a line through the classes' natural values does not explain. `unlearning_cost` is
     the divergence (nats) on clean images of the network that unlearnt the class on trial, `relief` the logarithm of how
-    many times cheaper that was than for the median class tried; both are null for classes that were not tried.
+    many times cheaper that was than for the median class tried. `strength` is the mean of excess prominence, relief and
+    half the excess ease, `loudness` the median of prominence, relief and half the ease, each held to its threshold
+    unless two of the three agree; the verdict goes by these two. All four are null for classes that were not tried.
     """
 
     class_index: int
@@ -170,6 +199,8 @@ class ClassEvidence:
     excess_ease: float
     unlearning_cost: float | None
     relief: float | None
+    strength: float | None = None
+    loudness: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,11 +221,20 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticAttackSuccess:
-    """The largest success of synthesised triggers on the selection split: an estimate, never the attack success."""
+    """The largest success of synthesised triggers on the selection split: an estimate, never the attack success.
+
+    `auto` searches for triggers again afterwards, and counts those too; the other recipes know those that they found
+    on the suspect. `low` and `high` are the 95 % Wilson interval of the trigger that succeeds most, which allows for
+    the number of images and not for its being the largest of several.
+    """
 
     before: float
     after: float
     num_triggers: int
+    before_low: float | None = None
+    before_high: float | None = None
+    after_low: float | None = None
+    after_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,6 +382,8 @@ class Report:
     # Reports from before there were caps are read too.
     caps: Caps = field(default_factory=lambda: NOT_CAPPED)
     bias: list[LayerBias] = field(default_factory=list)
+    # Of the recipe `paper` alone: what ℓ1 and ℓ2 would have pruned.
+    norms: list[NormChoice] = field(default_factory=list)
     figures: list[FigureInfo] = field(default_factory=list)
     # The main recipe first; empty where there was nothing to compare it with.
     comparison: list[ComparisonRow] = field(default_factory=list)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,13 @@ from worker.sanitizer.bias import layer_bias
 from worker.sanitizer.case import Case
 from worker.sanitizer.errors import InvalidSpecError
 from worker.sanitizer.exhibits import Exhibits
-from worker.sanitizer.recipes import carry_out
+from worker.sanitizer.recipes import Outcome, carry_out
 from worker.sanitizer.repair import snapshot
 from worker.sanitizer.report import SCHEMA_VERSION, LayerBias, Report, Split, TensorDigest
 from worker.sanitizer.spec import AccuracyBudget, ArchitectureSpec, InputSpec, SanitizeSpec
+
+# Classes that a warning names.
+MAX_NAMED = 10
 
 Progress = Callable[[str, int, int], None]
 
@@ -127,7 +130,7 @@ def sanitize(
             statistics = outcome.statistics or profile(
                 case.network, batched(case.profile.pixels_NCHW), case.network.sites
             )
-            bias = _bias(case, statistics, outcome.triggered)
+            bias = _bias(case, statistics, outcome)
             advance(1)
             drawn = []
             if figures_path is not None:
@@ -163,28 +166,33 @@ def sanitize(
         split=_split(case),
         choice=outcome.choice,
         curve=outcome.curve,
-        layers=evidence.layers(case.network, statistics, outcome.scores, outcome.mask),
+        layers=evidence.layers(case.network, statistics, outcome.scores, outcome.mask, outcome.by_criterion),
         skipped_layers=dict(case.network.skipped),
         tensors=digests,
         files=files,
         environment=evidence.environment(target, spec.seed),
         seconds=clock.seconds,
-        warnings=_warnings(case, digests, capped=bool(caps)),
+        warnings=_warnings(case, digests, scoring.lost_recall(case, before, after), capped=bool(caps)),
         verdict=outcome.verdict,
         repair=outcome.repair,
         synthetic_attack_success=outcome.estimate,
         caps=dataclasses.replace(outcome.caps, layers=evidence.capped(case.network, caps)),
         bias=bias,
+        norms=outcome.norms,
         figures=drawn,
         comparison=compared,
     )
 
 
-def _bias(case: Case, clean: dict[str, ChannelStatistics], synthetic: dict[str, ChannelStatistics]) -> list[LayerBias]:
+def _bias(case: Case, clean: dict[str, ChannelStatistics], outcome: Outcome) -> list[LayerBias]:
     """How the suspect's layers answer to a trigger: the client's where there is one (its scoring half), else ours."""
     if case.score is not None:
         supplied = profile(case.network, batched(case.score.pixels_NCHW), case.network.sites)
         return layer_bias(clean, supplied, "supplied")
+    synthetic = outcome.triggered
+    if outcome.triggers and not synthetic:
+        stamped = (one.stamped(case.profile).pixels_NCHW for one in outcome.triggers)
+        synthetic = profile(case.network, stamped, case.network.sites)
     return layer_bias(clean, synthetic, "synthetic")
 
 
@@ -198,11 +206,15 @@ def _split(case: Case) -> Split:
     )
 
 
-def _warnings(case: Case, digests: Sequence[TensorDigest], *, capped: bool) -> list[str]:
+def _warnings(case: Case, digests: Sequence[TensorDigest], lost: Mapping[int, float], *, capped: bool) -> list[str]:
     warnings = []
     rarest = int(torch.bincount(case.profile.labels, minlength=case.num_classes).min())
     if rarest < cases.FEW_PER_CLASS:
         warnings.append(f"The rarest class has {rarest} images to profile with; send more for a steadier result.")
+    if lost:
+        named = ", ".join(f"{index} ({100 * drop:.0f} points)" for index, drop in list(lost.items())[:MAX_NAMED])
+        more = f" and {len(lost) - MAX_NAMED} more" if len(lost) > MAX_NAMED else ""
+        warnings.append(f"Classes that lost recall on the held-out images, more than chance explains: {named}{more}.")
     if not any(digest.changed for digest in digests):
         warnings.append("No tensor was changed: the checkpoint that comes back holds the weights that were sent.")
     if capped:

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from worker.sanitizer import report
 from worker.sanitizer.case import Case
-from worker.sanitizer.evaluate import predict, wilson
+from worker.sanitizer.evaluate import Z_95_ONE_SIDED, accuracy_drop, predict, share_of
+
+# Recall of one class that a report warns of.
+NOTEWORTHY_RECALL_DROP = 0.10
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +30,33 @@ def score(case: Case) -> Predictions:
 
 
 def accuracy(case: Case, before: Predictions, after: Predictions) -> report.Accuracy:
-    """Clean accuracy (ACC) on the held-out split."""
+    """Clean accuracy (ACC) on the held-out split, whole and class by class."""
     labels_N = case.holdout.labels
-    return report.Accuracy(before=_share(before.clean_N == labels_N), after=_share(after.clean_N == labels_N))
+    right_before_N, right_after_N = before.clean_N == labels_N, after.clean_N == labels_N
+    classes = [
+        report.ClassRecall(
+            class_index=index,
+            before=share_of(right_before_N[labels_N == index]),
+            after=share_of(right_after_N[labels_N == index]),
+        )
+        for index in sorted(set(labels_N.tolist()))
+    ]
+    return report.Accuracy(before=share_of(right_before_N), after=share_of(right_after_N), classes=classes)
+
+
+def lost_recall(case: Case, before: Predictions, after: Predictions) -> dict[int, float]:
+    """The classes that lost more recall than `NOTEWORTHY_RECALL_DROP`, and more than chance explains, and how much.
+
+    By chance a class loses none of its images or as many as it wins; one-sided at 95 %, class by class.
+    """
+    labels_N = case.holdout.labels
+    lost = {}
+    for index in sorted(set(labels_N.tolist())):
+        of_it_N = labels_N == index
+        drop, error = accuracy_drop(before.clean_N[of_it_N] == index, after.clean_N[of_it_N] == index)
+        if drop > NOTEWORTHY_RECALL_DROP and drop > Z_95_ONE_SIDED * error:
+            lost[index] = drop
+    return lost
 
 
 def attack_success(case: Case, before: Predictions, after: Predictions) -> report.AttackSuccess:
@@ -51,7 +78,7 @@ def attack_success(case: Case, before: Predictions, after: Predictions) -> repor
         )
     left_out = int((~counts_N).sum())
     robust = [None, None] if labels_N is None else [
-        _share(seen_N[counts_N] == labels_N[counts_N]) for seen_N in (before.triggered_N, after.triggered_N)
+        share_of(seen_N[counts_N] == labels_N[counts_N]) for seen_N in (before.triggered_N, after.triggered_N)
     ]  # fmt: skip
     return report.AttackSuccess(
         status="measured",
@@ -60,13 +87,9 @@ def attack_success(case: Case, before: Predictions, after: Predictions) -> repor
         else "Measured without true labels: images of the target class count as successes.",
         target_class=target,
         target_class_source="modal_prediction" if case.target_class is None else "supplied",
-        before=_share(before.triggered_N[counts_N] == target),
-        after=_share(after.triggered_N[counts_N] == target),
+        before=share_of(before.triggered_N[counts_N] == target),
+        after=share_of(after.triggered_N[counts_N] == target),
         robust_accuracy_before=robust[0],
         robust_accuracy_after=robust[1],
         num_of_target_class_left_out=left_out,
     )
-
-
-def _share(hits_N: Tensor) -> report.Estimate:
-    return wilson(int(hits_N.sum()), len(hits_N))

@@ -138,7 +138,7 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
 
 
 def _evidence(findings: Findings, candidates: Sequence[Candidate]) -> list[ClassEvidence]:
-    relief_T = relief(candidates)
+    relief_T, strength_T, loudness_T = relief(candidates), strength(candidates), loudness(candidates)
     tried = {candidate.target: row for row, candidate in enumerate(candidates)}
     return [
         ClassEvidence(
@@ -154,6 +154,8 @@ def _evidence(findings: Findings, candidates: Sequence[Candidate]) -> list[Class
             excess_ease=round(float(findings.excess_ease[row]), 4),
             unlearning_cost=round(candidates[tried[target]].cost, 5) if target in tried else None,
             relief=round(float(relief_T[tried[target]]), 4) if target in tried else None,
+            strength=round(float(strength_T[tried[target]]), 4) if target in tried else None,
+            loudness=round(float(loudness_T[tried[target]]), 4) if target in tried else None,
         )
         for row, target in enumerate(findings.classes)
     ]

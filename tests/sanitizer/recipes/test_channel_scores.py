@@ -20,7 +20,7 @@ CRITERIA = (
     *("lipschitz", "bn_divergence", "entropy", "adversarial_mask", "weight_mask", "unlearn_recover"),
     "logit_contribution",
 )
-SHORT = {"prune": {"SYNTHESIS_STEPS": 20}, "anp": {"STEPS": 8}, "rnp": {"MAX_STEPS": 8}, "awm": {"ROUNDS": 2}}
+SHORT = {"inversion": {"SYNTHESIS_STEPS": 20}, "anp": {"STEPS": 8}, "rnp": {"MAX_STEPS": 8}, "awm": {"ROUNDS": 2}}
 
 
 @pytest.fixture(autouse=True)

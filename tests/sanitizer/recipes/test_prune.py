@@ -169,3 +169,35 @@ def test_the_papers_rule_is_fixed_whatever_the_specification_says(suspect, plant
     assert set(outcome.mask) == {made.bench.network.last_conv().name}
     assert int(outcome.triggers[0].triggers.targets_T[outcome.triggers[0].which]) == planted.target
     assert outcome.curve
+
+
+def test_the_papers_rule_states_what_l1_and_l2_would_have_pruned(suspect):
+    outcome = paper(suspect().bench)
+    assert [row.criterion for row in outcome.norms] == ["linf", "l1", "l2"]
+    own = outcome.norms[0]
+    assert (own.num_pruned, own.num_shared) == (outcome.choice.num_pruned, outcome.choice.num_pruned)
+    point = next(point for point in outcome.curve if point.num_pruned == own.num_pruned)
+    assert (own.accuracy.value, own.synthetic_attack_success.value) == (point.accuracy, point.synthetic_attack_success)
+    assert (own.accuracy.low, own.accuracy.high) == (point.accuracy_low, point.accuracy_high)
+    for row in outcome.norms[1:]:
+        alone = prune(
+            suspect(
+                spec=spec(criterion=row.criterion, inputs="synthetic", scope="last_conv", selection=AccuracyBudget())
+            ).bench
+        )
+        assert row.num_pruned == alone.choice.num_pruned
+        gone, ours = (set(pruned(one)[next(iter(one.mask))]) for one in (alone, outcome))
+        assert row.num_shared == len(gone & ours)
+        point = next(point for point in alone.curve if point.num_pruned == row.num_pruned)
+        assert row.accuracy.value == point.accuracy
+        assert row.synthetic_attack_success.value == point.synthetic_attack_success
+
+
+def test_of_several_criteria_each_ones_scores_are_stated(suspect):
+    outcome = prune(suspect(spec=spec(criterion=["linf", "lipschitz"])).bench)
+    alone = {name: prune(suspect(spec=spec(criterion=name)).bench).scores for name in ("linf", "lipschitz")}
+    assert outcome.by_criterion.keys() == alone.keys()
+    for name, scores in alone.items():
+        for site, score in scores.items():
+            torch.testing.assert_close(outcome.by_criterion[name][site], score)
+    assert prune(suspect(spec=spec()).bench).by_criterion == {}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from worker.sanitizer.errors import SanitizerError
 from worker.sanitizer.recipes.activation_caps import caps
 from worker.sanitizer.recipes.anp import anp
 from worker.sanitizer.recipes.auto import auto
 from worker.sanitizer.recipes.awm import awm
+from worker.sanitizer.recipes.estimate import estimated
 from worker.sanitizer.recipes.fine_pruning import fine_pruning
 from worker.sanitizer.recipes.fine_tuning import ft, ft_sam
 from worker.sanitizer.recipes.i_bau import i_bau
@@ -55,7 +58,7 @@ class RecipeDivergedError(SanitizerError):
 
 
 def carry_out(name: str, bench: Workbench) -> Outcome:
-    """Run the recipe of this name.
+    """Run the recipe of this name; where it synthesised triggers and estimated nothing, try them on what it left.
 
     Raises:
         RecipeDivergedError: The network is left with weights that are not finite.
@@ -67,4 +70,7 @@ def carry_out(name: str, bench: Workbench) -> Outcome:
             f"Recipe `{name}` diverged on this network: it left weights that are not finite, so nothing was written. "
             "Use another recipe."
         )
+    if outcome.estimate is None and outcome.triggers:
+        found = [one.trigger for one in outcome.triggers]
+        outcome = replace(outcome, estimate=estimated(bench.network, outcome.triggers, found, bench.select))
     return outcome

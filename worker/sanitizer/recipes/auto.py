@@ -15,6 +15,7 @@ from worker.sanitizer.inspection import INVERSION_BATCH, PERTURBATION_STEPS, Fin
 from worker.sanitizer.recipes.activation_caps import cap_pruned, cap_repaired, carriers
 from worker.sanitizer.recipes.answer import status_of
 from worker.sanitizer.recipes.cut_off import cut_off
+from worker.sanitizer.recipes.estimate import estimated
 from worker.sanitizer.recipes.judging import Judged, judged
 from worker.sanitizer.recipes.prune import profiled, prune_with
 from worker.sanitizer.recipes.rounds import course_for, first_round, unlearn_again, unlearn_aimed
@@ -25,7 +26,7 @@ from worker.sanitizer.recipes.workbench import NOT_ATTEMPTED, Outcome, Workbench
 from worker.sanitizer.repair import Snapshot, snapshot
 from worker.sanitizer.report import Caps, Repair, SyntheticAttackSuccess
 from worker.sanitizer.spec import AccuracyBudget
-from worker.sanitizer.trigger import ANYWHERE, Triggers, success, synthesise
+from worker.sanitizer.trigger import ANYWHERE, Triggers, synthesise
 
 # Pruning may use this share of the accuracy budget; training must win it back or the result walks back.
 PRUNING_SHARE = 0.25
@@ -171,8 +172,7 @@ def _estimate(bench: Workbench, outcome: Outcome, suspicion: Suspicion) -> Synth
 
     Half of these begin where the suspect's were and never leave the bound; half begin anew and are cut to it.
     """
-    network, select = bench.network, bench.select
-    found = suspicion.triggers
+    network, found = bench.network, suspicion.triggers
 
     def search(start: Triggers | None) -> Triggers:
         return synthesise(
@@ -183,10 +183,7 @@ def _estimate(bench: Workbench, outcome: Outcome, suspicion: Suspicion) -> Synth
 
     with bench.phase("estimate", 2 * ESTIMATE_STEPS) as advance:
         anew, near = search(None).bounded(suspicion.bounds_T), search(found)
-        everything = found.join(anew).join(near)
-        after = float(success(network, everything, select.pixels_NCHW, select.labels).amax())
-    before = max(one.success for one in outcome.triggers if one.success is not None)
-    return SyntheticAttackSuccess(before=before, after=after, num_triggers=len(everything))
+        return estimated(network, outcome.triggers, [found, anew, near], bench.select)
 
 
 def _select_accuracy(bench: Workbench) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +51,13 @@ class Shown:
     target: int | None
 
 
+class Scored(NamedTuple):
+    """The scores that rank channels, and of several criteria each one's by its name."""
+
+    scores: Scores
+    by_criterion: dict[str, Scores]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
     """What criteria look at: the workbench, the sites in scope, statistics of the norms, and images under triggers."""
@@ -61,7 +69,7 @@ class Material:
     shown: Sequence[Shown]
 
 
-def channel_scores(material: Material) -> Scores:
+def channel_scores(material: Material) -> Scored:
     """The score that ranks channels, per site in scope that has one: (C,) float64 on the CPU.
 
     Each criterion of the specification is standardised inside the layer; of several the mean is taken, over those that
@@ -70,19 +78,19 @@ def channel_scores(material: Material) -> Scores:
     Raises:
         CriterionNotApplicableError: A criterion applies to no layer in scope.
     """
-    parts: dict[str, list[Tensor]] = {}
-    for name in material.bench.spec.criteria:
-        for named, score_C in raw_scores(material, name).items():
-            parts.setdefault(named, []).append(criteria.standardise(score_C).cpu())
+    parts: dict[str, Scores] = {
+        name: {site: criteria.standardise(score_C).cpu() for site, score_C in raw_scores(material, name).items()}
+        for name in material.bench.spec.criteria
+    }
     scores = {}
     for site in material.sites:
-        several = parts.get(site.name, [])
+        several = [part[site.name] for part in parts.values() if site.name in part]
         if several:
             # A mean of standardised scores has a spread of its own: what counts deviations must see the same scale.
             scores[site.name] = (
                 several[0] if len(several) == 1 else criteria.standardise(torch.stack(several).mean(dim=0))
             )
-    return scores
+    return Scored(scores, parts if len(parts) > 1 else {})
 
 
 def raw_scores(material: Material, name: str) -> Scores:

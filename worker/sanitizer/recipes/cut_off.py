@@ -54,7 +54,7 @@ def cut_off(bench: Workbench, triggers: Sequence[Suspected], limits: Limits) -> 
     assert isinstance(selection, AccuracyBudget)
     sites = in_scope(network, bench.spec.scope)
     material = looked_at(bench, sites, triggers)
-    scores = channel_scores(material)
+    scores, by_criterion = channel_scores(material)
     sites = tuple(site for site in sites if site.name in scores)
     num_channels = sum(site.num_channels for site in sites)
     most_of_all = max(1, round(selection.max_fraction * num_channels))
@@ -88,6 +88,7 @@ def cut_off(bench: Workbench, triggers: Sequence[Suspected], limits: Limits) -> 
         choice=Choice(num_pruned=len(gone), num_in_scope=num_channels, reason=reason),
         mask=mask,
         scores=scores,
+        by_criterion=by_criterion,
         statistics=material.clean,
         curve=curve(points, num_channels, len(bench.select), limits),
         triggers=list(triggers),
@@ -102,7 +103,7 @@ def _proposed(bench: Workbench, sites: Sequence[Site], one: Suspected, scores: S
     """
     material = looked_at(bench, sites, [one])
     if any(name in {*NORM_CRITERIA, *NEEDS_TRIGGERS} for name in bench.spec.criteria):
-        scores = channel_scores(material)
+        scores = channel_scores(material).scores
     added = {name: standardise(score_C) for name, score_C in raw_scores(material, "logit_contribution").items()}
     by_criterion = masks.rank(scores, descending=bench.spec.order == "descending")
     return list(dict.fromkeys([*by_criterion[:NUM_PROPOSED], *masks.rank(added)[:NUM_PROPOSED]]))

@@ -2,7 +2,7 @@
 
 Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks", IEEE S&P 2019.
 
-Shapes: K classes, B images of a batch, C channels, H height, W width.
+Shapes: K classes that were inverted, B images of a batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -11,15 +11,11 @@ import torch
 from torch import Tensor
 
 from worker.sanitizer import criteria
+from worker.sanitizer.recipes.inversion import invert_classes
 from worker.sanitizer.recipes.workbench import Outcome, Workbench
 from worker.sanitizer.report import Choice
 from worker.sanitizer.training import Schedule, fine_tune
-from worker.sanitizer.trigger import Triggers, synthesise
 
-SYNTHESIS_STEPS = 300
-SYNTHESIS_BATCH = 16
-# Classes that are inverted side by side; more would cost memory and save no time.
-CLASSES_AT_ONCE = 20
 ANOMALY_INDEX = 2.0
 STAMPED_FRACTION = 0.2
 UNLEARNING = Schedule(epochs=20, max_steps=300)
@@ -32,26 +28,27 @@ def nc_unlearn(bench: Workbench) -> Outcome:
     none, the class with the smallest. A fifth of each batch is stamped, each image with one of the triggers.
     """
     network, generator = bench.network, bench.generator
-    triggers, size_K = _invert(bench)
-    suspects = suspected(size_K)
+    found = invert_classes(bench)
+    size_K = found[0].triggers.size().cpu()
+    suspects = [found[row] for row in suspected(size_K)]
 
     def stamp(pixels_BCHW: Tensor) -> Tensor:
         which_B = torch.randint(len(suspects), (len(pixels_BCHW),), generator=generator)
         stamped_B = torch.rand(len(pixels_BCHW), generator=generator) < STAMPED_FRACTION
         changed_BCHW = pixels_BCHW.clone()
-        for which in range(len(suspects)):
+        for which, one in enumerate(suspects):
             chosen_B = (stamped_B & (which_B == which)).to(pixels_BCHW.device)
-            changed_BCHW[chosen_B] = triggers[suspects[which]].stamp(pixels_BCHW[chosen_B], 0)
+            changed_BCHW[chosen_B] = one.triggers.stamp(pixels_BCHW[chosen_B], one.which)
         return changed_BCHW
 
     with bench.phase("unlearn", UNLEARNING.num_steps(len(bench.repair))) as advance:
         fine_tune(network, bench.repair, UNLEARNING, generator=generator, change=stamp, advance=advance)
-    named = ", ".join(str(target) for target in suspects)
+    named = ", ".join(str(one.target) for one in suspects)
     reason = (
         f"Unlearnt the smallest synthesised masks, those of class {named} (largest anomaly index "
         f"{float(anomaly_index(size_K).max()):.1f})."
     )
-    return Outcome(choice=Choice(num_pruned=0, num_in_scope=0, reason=reason))
+    return Outcome(choice=Choice(num_pruned=0, num_in_scope=0, reason=reason), triggers=suspects)
 
 
 def anomaly_index(size_K: Tensor) -> Tensor:
@@ -60,28 +57,6 @@ def anomaly_index(size_K: Tensor) -> Tensor:
 
 
 def suspected(size_K: Tensor) -> list[int]:
-    """The classes of an anomaly index above two, or else the class of the smallest mask."""
+    """The rows of an anomaly index above two, or else that of the smallest mask."""
     outliers: list[int] = (anomaly_index(size_K) > ANOMALY_INDEX).nonzero().flatten().tolist()
     return outliers or [int(size_K.argmin())]
-
-
-def _invert(bench: Workbench) -> tuple[list[Triggers], Tensor]:
-    """One trigger per class, and the ℓ1 sizes of their masks (K,)."""
-    everything = range(bench.num_classes)
-    classes = [everything[start : start + CLASSES_AT_ONCE] for start in range(0, len(everything), CLASSES_AT_ONCE)]
-    found: list[Triggers] = []
-    with bench.phase("synthesise", SYNTHESIS_STEPS * len(classes)) as advance:
-        for targets in classes:
-            triggers = synthesise(
-                bench.network,
-                bench.repair.pixels_NCHW,
-                bench.repair.labels,
-                targets,
-                family="mask",
-                steps=SYNTHESIS_STEPS,
-                batch_size=SYNTHESIS_BATCH,
-                generator=bench.generator,
-                advance=advance,
-            )
-            found.extend(triggers.take([which]) for which in range(len(triggers)))
-    return found, torch.cat([triggers.size() for triggers in found]).cpu()

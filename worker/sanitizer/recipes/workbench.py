@@ -14,7 +14,16 @@ from worker.sanitizer.criteria import Scores
 from worker.sanitizer.exhibits import Suspected
 from worker.sanitizer.masks import Mask
 from worker.sanitizer.network import Network
-from worker.sanitizer.report import NOT_CAPPED, Caps, Choice, CurvePoint, Repair, SyntheticAttackSuccess, Verdict
+from worker.sanitizer.report import (
+    NOT_CAPPED,
+    Caps,
+    Choice,
+    CurvePoint,
+    NormChoice,
+    Repair,
+    SyntheticAttackSuccess,
+    Verdict,
+)
 from worker.sanitizer.spec import SanitizeSpec
 from worker.sanitizer.variety import Vary, patchworks
 
@@ -60,10 +69,12 @@ class Outcome:
         choice: What was chosen, and why, in a sentence.
         mask: Channels that are silent now, per site.
         scores: Standardised scores per site that was ranked, (C,).
+        by_criterion: Of several criteria each one's standardised scores.
         statistics: Clean activation statistics of every site, or nothing where not all were taken.
         curve: The sweep, where there was one.
         triggers: Synthesised triggers, most suspicious first, each with its success on the selection images.
         triggered: Statistics under the triggers that guided, where there were any.
+        norms: What each norm would have pruned, where they were compared.
         verdict: What the recipe thinks of the suspect.
         repair: The training step, where there was one.
         estimate: Success of synthesised triggers before and after.
@@ -73,10 +84,12 @@ class Outcome:
     choice: Choice
     mask: Mask = field(default_factory=dict)
     scores: Scores = field(default_factory=dict)
+    by_criterion: dict[str, Scores] = field(default_factory=dict)
     statistics: dict[str, ChannelStatistics] = field(default_factory=dict)
     curve: list[CurvePoint] = field(default_factory=list)
     triggers: list[Suspected] = field(default_factory=list)
     triggered: dict[str, ChannelStatistics] = field(default_factory=dict)
+    norms: list[NormChoice] = field(default_factory=list)
     verdict: Verdict = NOT_JUDGED
     repair: Repair = NOT_ATTEMPTED
     estimate: SyntheticAttackSuccess | None = None
