@@ -115,3 +115,21 @@ def test_a_warp_moves_pixels_and_makes_none():
     assert 0.1 < float(moved.mean()) < disturbances.MAX_OFFSET * 16
     flat = torch.full((4, 1, 8, 8), 0.3)
     torch.testing.assert_close(disturbances.warp(flat, seeded()), flat)
+
+
+@pytest.mark.parametrize("number", [1, 3, 7, 10, 25])
+def test_few_images_leave_no_family_out_for_good(monkeypatch, number):
+    drawn = []
+
+    def counting(value):
+        return lambda pixels, _: (drawn.extend([value] * len(pixels)), pixels)[1]
+
+    monkeypatch.setattr(disturbances, "FAMILIES", tuple(counting(value) for value in range(6)))
+    generator = seeded()
+    for _ in range(120):
+        assert disturb(images(number, 3, 8, 8), generator).shape == (number, 3, 8, 8)
+    counts = [drawn.count(value) / len(drawn) for value in range(6)]
+    assert len(drawn) == 120 * number
+    assert max(abs(count - 1 / 6) for count in counts) < 0.1
+    if number >= 6:
+        assert min(counts) > 0.1

@@ -7,6 +7,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from worker.sanitizer import masks
 from worker.sanitizer.architectures import build
+from worker.sanitizer.evaluate import predict_closely
 from worker.sanitizer.network import NetworkRefusedError, from_module, frozen
 from worker.sanitizer.spec import ArchitectureSpec, InputSpec
 
@@ -164,3 +165,31 @@ def test_frozen_puts_gradients_back():
     with frozen(network):
         assert not network(torch.rand(2, 1, 8, 8)).requires_grad
     assert network(torch.rand(2, 1, 8, 8)).requires_grad
+
+
+@pytest.mark.parametrize(("spread", "scaled"), [(1e-9, True), (1.9, True), (2.1, False), (99.0, False), (1e20, True)])
+def test_logits_of_an_unusual_spread_are_brought_to_a_usual_one_and_no_answer_changes(spread, scaled):
+    spec = InputSpec(height=8, width=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    module = randomised(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    )
+    images = torch.rand(9, 3, 8, 8)
+    with torch.no_grad():
+        logits = module(images).double()
+        factor = spread / float((logits.amax(dim=1) - logits.mean(dim=1)).median())
+        module[-1].weight *= factor
+        module[-1].bias *= factor
+    network = from_module(module, spec)
+    with torch.no_grad():
+        before = network(images)
+    _, _, spread_N = predict_closely(network, images)
+    network.scale_logits(spread_N)
+    with torch.no_grad():
+        after, seen = network(images), network.observe(images, {})
+    assert torch.equal(after.argmax(dim=1), before.argmax(dim=1))
+    assert torch.equal(after, before) != scaled
+    torch.testing.assert_close(seen, after)
+    if scaled:
+        now = (after.amax(dim=1) - after.mean(dim=1)).median()
+        assert float(now) == pytest.approx(10.0, rel=1e-4)
+    assert torch.equal(network.twin()(images), after)

@@ -15,7 +15,7 @@ from torch import nn
 
 from worker.sanitizer.case import NearChanceError, NonFiniteOutputsError, refuse_non_finite
 from worker.sanitizer.errors import InvalidSpecError
-from worker.sanitizer.evaluate import predict, predict_finite
+from worker.sanitizer.evaluate import predict, predict_closely
 from worker.sanitizer.network import from_module
 from worker.sanitizer.recipes import RECIPES
 from worker.sanitizer.report import Report, to_json
@@ -233,7 +233,7 @@ def test_answers_that_are_no_numbers_are_counted_and_refused():
             layer.bias.zero_()
     network = from_module(module, InputSpec(height=2, width=2, mean=(0.0,), std=(1.0,)))
     dark_and_bright = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0]).view(5, 1, 1, 1).expand(5, 1, 2, 2)
-    predicted, finite = predict_finite(network, dark_and_bright)
+    predicted, finite, _ = predict_closely(network, dark_and_bright)
     assert int((~finite).sum()) == 3
     assert torch.equal(predicted, predict(network, dark_and_bright))
     with pytest.raises(NonFiniteOutputsError, match="3 of 5"):

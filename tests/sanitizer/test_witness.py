@@ -6,6 +6,7 @@ import torch
 from worker.sanitizer import witness
 from worker.sanitizer.case import Images
 from worker.sanitizer.trigger import Triggers, success
+from worker.sanitizer.witness import areas
 
 SMALL_PATCH = (slice(0, 2), slice(0, 2))
 
@@ -110,3 +111,10 @@ def test_a_witness_that_says_nothing_discounts_nothing(natural):
 def test_of_few_classes_no_line_is_drawn():
     seen_K = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
     assert witness.beyond(seen_K, seen_K).tolist() == (seen_K - seen_K.quantile(0.5)).tolist()
+
+
+@pytest.mark.parametrize(("side", "reduced"), [(28, 28), (33, 32), (64, 32), (224, 32), (100, 32)])
+def test_areas_are_torchs_adaptive_mean(side, reduced):
+    images = torch.rand(2, 3, side, 40)
+    expected = torch.nn.functional.adaptive_avg_pool2d(images, (reduced, 32))
+    torch.testing.assert_close(areas(side, reduced) @ images @ areas(40, 32).T, expected)

@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from worker.sanitizer.errors import SanitizerError
 from worker.sanitizer.moments import Moments
 from worker.sanitizer.moments import update as summed
 from worker.sanitizer.network import Network, Site
@@ -20,6 +21,12 @@ from worker.sanitizer.network import Network, Site
 NORMS = ("linf", "l1", "l2", "mean", "linf_over_l1", "linf_over_l2", "l2_over_l1")
 DEFAULT_BATCH = 128
 State = TypeVar("State")
+
+
+class NonFiniteActivationsError(SanitizerError):
+    """Some of what happens inside the network is no number, so that no channel could be scored."""
+
+    code = "non_finite_activations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +109,18 @@ def profile(
 
     Returns:
         Statistics by site name.
+
+    Raises:
+        NonFiniteActivationsError: An activation is NaN or infinite, though the network may answer in numbers.
     """
-    return _streamed(network, batches, sites, update, advance)
+    states = _streamed(network, batches, sites, update, advance)
+    for name, state in states.items():
+        if not all(bool(total_C.isfinite().all()) for total_C in state.total.values()):
+            raise NonFiniteActivationsError(
+                f"activations of layer {name!r} are not finite numbers, though the answers are; look for weights so "
+                "large that they overflow"
+            )
+    return states
 
 
 def moments(network: Network, batches: Iterable[Tensor], sites: Sequence[Site]) -> dict[str, Moments]:

@@ -70,7 +70,8 @@ def judge(
     for batch_NCHW in batched(pixels_NCHW):
         with torch.no_grad():
             logits_NK = network(batch_NCHW.to(network.device))
-        confidence_N, predicted_N = logits_NK.softmax(dim=1).max(dim=1)
+        predicted_N = logits_NK.argmax(dim=1)
+        confidence_N = logits_NK.softmax(dim=1).gather(1, predicted_N.unsqueeze(1)).squeeze(1)
         parts.append((predicted_N.cpu(), confidence_N.cpu(), is_finite(logits_NK).cpu()))
         progress("predict", sum(len(part[0]) for part in parts), len(pixels_NCHW))
     predicted_N, confidence_N, finite_N = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -87,7 +88,7 @@ def findings(agreement: Agreement, num_classes: int) -> list[Finding]:
     """What a job would refuse, and mistakes that would explain the network's answers."""
     found, total = [], len(agreement.labels_N)
     for refuse in (
-        partial(cases.refuse_near_chance, 1 - agreement.num_wrong / total, agreement.labels_N),
+        partial(cases.refuse_near_chance, agreement.predicted_N, agreement.labels_N),
         partial(cases.refuse_non_finite, agreement.num_not_finite, total),
     ):
         try:

@@ -16,7 +16,7 @@ from worker.sanitizer.checkpoint import Checkpoint
 from worker.sanitizer.checkpoint.repository import Repository
 from worker.sanitizer.dataset import LabelledImages
 from worker.sanitizer.errors import InvalidSpecError, SanitizerError
-from worker.sanitizer.evaluate import predict_finite
+from worker.sanitizer.evaluate import predict_closely, recalls
 from worker.sanitizer.network import Network, from_graph, from_module
 from worker.sanitizer.refusals import (
     ArchitectureNotFromFileError,
@@ -235,9 +235,10 @@ def load(
         checkpoint, network, architecture.num_classes, profile, select, holdout, guide, score, target_class,
         clean_format, triggered_format,
     )  # fmt: skip
-    predicted_N, finite_N = predict_finite(case.network, clean.pixels_NCHW)
-    refuse_near_chance(float((predicted_N == clean.labels).double().mean()), clean.labels)
+    predicted_N, finite_N, spread_N = predict_closely(case.network, clean.pixels_NCHW)
+    refuse_near_chance(predicted_N, clean.labels)
     refuse_non_finite(int(torch.count_nonzero(~finite_N)), len(clean))
+    case.network.scale_logits(spread_N)
     return case
 
 
@@ -282,16 +283,25 @@ def refuse_non_finite(number: int, num_images: int) -> None:
         )
 
 
-def refuse_near_chance(seen: float, labels_N: Tensor) -> None:
-    """Refuse a model whose accuracy on its own clean set is hardly above guessing.
+def refuse_near_chance(predicted_N: Tensor, labels_N: Tensor) -> None:
+    """Refuse a model whose accuracy on its own clean set is hardly above guessing, over the images or the classes.
 
     Raises:
         NearChanceError: It is.
     """
-    chance = float(torch.bincount(labels_N).max()) / len(labels_N)
-    if seen < min(CHANCE_FACTOR * chance, CHANCE_CEILING * (1 + chance) / 2):
+    seen = float((predicted_N == labels_N).double().mean())
+    counts_K = torch.bincount(labels_N)
+    chance = float(counts_K.max()) / len(labels_N)
+    # Of a set of which nearly all is one class, only the classes tell knowledge from guessing.
+    recall_K = recalls(predicted_N, labels_N, len(counts_K))[counts_K > 0]
+    by_class = _hardly_above(float(recall_K.mean()), 1 / len(recall_K)) if len(recall_K) > 1 else False
+    if _hardly_above(seen, chance) or by_class:
         raise NearChanceError(
             f"The model classifies {seen:.1%} of the clean set correctly, where always guessing the most frequent "
             f"class would reach {chance:.1%}. Does the input normalisation (input.mean, input.std) fit the model, and "
             "are the labels in the model's class order?"
         )
+
+
+def _hardly_above(seen: float, chance: float) -> bool:
+    return seen < min(CHANCE_FACTOR * chance, CHANCE_CEILING * (1 + chance) / 2)

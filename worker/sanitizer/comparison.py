@@ -24,7 +24,8 @@ def workbench(case: Case, spec: SanitizeSpec, phase: Phase) -> Workbench:
     """What a recipe is given: a generator of its own, and trigger samples only where the specification lets them."""
     return Workbench(
         network=case.network,
-        num_classes=case.num_classes,
+        # A trigger may lead to an answer that is no declared class.
+        num_classes=max(case.num_classes, case.network.num_outputs or 0),
         repair=case.profile,
         select=case.select,
         guide=case.guide if spec.guided_by_trigger_samples else None,

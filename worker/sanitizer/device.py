@@ -47,17 +47,19 @@ def deterministic(seed: int) -> Iterator[None]:
     """Within the block torch draws from `seed` and uses deterministic kernels in full float32."""
     # cuBLAS reads this when its handle is made, before the first matrix product on the device.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    strict, cudnn, matmul = (
+    strict, warn_only, cudnn, matmul = (
         torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cudnn,
         torch.backends.cuda.matmul,
     )
     before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
-    torch.use_deterministic_algorithms(mode=True)
+    # Where CUDA has no deterministic kernel (adaptive pools of some sizes, reflections, upsampling) it only warns.
+    torch.use_deterministic_algorithms(mode=True, warn_only=torch.cuda.is_available())
     cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = False, True, False, False
     torch.manual_seed(seed)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(mode=strict)
+        torch.use_deterministic_algorithms(mode=strict, warn_only=warn_only)
         cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before

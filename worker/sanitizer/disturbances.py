@@ -42,9 +42,14 @@ def disturb(pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     disturbed_BCHW = pixels_BCHW.clone()
     order_B = torch.randperm(len(pixels_BCHW), generator=generator)
     order_B = order_B.to(pixels_BCHW.device)
-    # Fewer images than families leave some out.
-    for family, rows in zip(FAMILIES, order_B.chunk(len(FAMILIES)), strict=False):
-        disturbed_BCHW[rows] = family(pixels_BCHW[rows], generator)
+    families, parts = FAMILIES, order_B.chunk(len(FAMILIES))
+    if len(parts) < len(families):
+        # Equal parts of few images are fewer than the families: some families get an image less, each in turn.
+        families = tuple(families[row] for row in torch.randperm(len(families), generator=generator))
+        parts = order_B.tensor_split(len(families))
+    for family, rows in zip(families, parts, strict=True):
+        if len(rows):
+            disturbed_BCHW[rows] = family(pixels_BCHW[rows], generator)
     return disturbed_BCHW.clamp(0, 1)
 
 

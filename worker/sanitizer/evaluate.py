@@ -36,12 +36,19 @@ def predict(network: Network, pixels_NCHW: Tensor) -> Tensor:
     return _over_batches(network, pixels_NCHW, lambda logits_BK: logits_BK.argmax(dim=1))
 
 
-def predict_finite(network: Network, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """As `predict`, and whether each answer is free of NaN and infinity, (N,) bool, in the same pass."""
-    both_N2 = _over_batches(
-        network, pixels_NCHW, lambda logits_BK: torch.stack([logits_BK.argmax(dim=1), is_finite(logits_BK)], dim=1)
-    )
-    return both_N2[:, 0], both_N2[:, 1].bool()
+def predict_closely(network: Network, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `predict`, whether each answer is free of NaN and infinity, and its spread, in one pass.
+
+    The spread is how far the largest logit lies above the mean one: (N,) int64, (N,) bool, (N,) float64, on the CPU.
+    """
+
+    def look(logits_BK: Tensor) -> Tensor:
+        wide_BK = logits_BK.double()
+        spread_B = wide_BK.amax(dim=1) - wide_BK.mean(dim=1)
+        return torch.stack([wide_BK.argmax(dim=1), is_finite(logits_BK), spread_B], dim=1)
+
+    all_N3 = _over_batches(network, pixels_NCHW, look)
+    return all_N3[:, 0].long(), all_N3[:, 1].bool(), all_N3[:, 2]
 
 
 def is_finite(logits_BK: Tensor) -> Tensor:

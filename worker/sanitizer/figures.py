@@ -14,7 +14,8 @@ from worker.sanitizer.case import Images
 from worker.sanitizer.evaluate import predict
 from worker.sanitizer.exhibits import Exhibits, Looks
 from worker.sanitizer.network import Network, Site
-from worker.sanitizer.report import FigureInfo
+from worker.sanitizer.report import MAX_FIGURE_BYTES, FigureInfo
+from worker.sanitizer.trigger import ANYWHERE
 
 MEDIA_TYPE = "image/png"
 NUM_EXAMPLES = 4
@@ -29,6 +30,8 @@ class _Folder:
     written: list[FigureInfo] = field(default_factory=list)
 
     def add(self, name: str, title: str, data: bytes) -> None:
+        if len(data) > MAX_FIGURE_BYTES:
+            return  # no reader would take it, and a job must not fail over a picture
         (self.path / f"{name}.png").write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
         info = FigureInfo(name=name, title=title, media_type=MEDIA_TYPE, sha256=digest, size_bytes=len(data))
@@ -53,8 +56,9 @@ def write_all(folder: Path, exhibits: Exhibits) -> list[FigureInfo]:
         )
     for rank, suspected in enumerate(exhibits.suspected[:MAX_TRIGGER_SHEETS], start=1):
         data = plots.trigger_sheet(suspected, _examples(exhibits.clean, suspected.target).pixels_NCHW)
-        name = f"trigger-{rank}-class-{suspected.target}-{suspected.triggers.family}"
-        out.add(name, f"Synthesised trigger for class {suspected.target} ({suspected.triggers.family})", data)
+        target, family = suspected.target, suspected.triggers.family
+        named, leads = ("any", "away from every label") if target == ANYWHERE else (target, f"for class {target}")
+        out.add(f"trigger-{rank}-class-{named}-{family}", f"Synthesised trigger {leads} ({family})", data)
     site = gradcam.looked_at(exhibits.network, exhibits.clean.pixels_NCHW[:NUM_EXAMPLES])
     looks = [] if site is None else _looks(exhibits, site)
     if site is not None and looks:

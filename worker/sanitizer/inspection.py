@@ -42,6 +42,9 @@ SHRINKING = 2 / 3
 MAX_SHRINKS = 4
 # Success rates are kept this far from 0 and 1 before their logit is taken.
 LOGIT_MARGIN = 0.01
+# The median class's mask works on fewer images where gradients are hidden; on 13 networks of the battery it works on
+# 87 % or more.
+SEARCHES_WORK_AT = 0.5
 # With more classes than this a short search for additive perturbations picks those that are looked at closely.
 MAX_CLASSES_INVERTED = 20
 SCREENING_STEPS = 20
@@ -71,6 +74,7 @@ class Findings:
         perturbation_success: Share of images that an additive perturbation of a bounded norm sends to the class.
         natural_size: As `size`, of a witness.
         natural_success: As `perturbation_success`, of a witness.
+        mask_success: Share of the selection images that each mask sends to its class.
     """
 
     classes: list[int]
@@ -81,6 +85,12 @@ class Findings:
     perturbation_success: Tensor
     natural_size: Tensor
     natural_success: Tensor
+    mask_success: Tensor
+
+    @property
+    def hides(self) -> bool:
+        """Whether searches for masks fail: a network with gradients is sent to nearly every class by some mask."""
+        return float(self.mask_success.quantile(0.5)) < SEARCHES_WORK_AT
 
     @property
     def anomaly(self) -> Tensor:
@@ -176,15 +186,17 @@ def inspect(
             "the model's answers to images that were pieced together or bear a trigger are not finite numbers, so that "
             "nothing can be searched for; look for divisions, roots and logarithms that are not kept from zero"
         )
+    masks = to_classes.take(best_K.tolist())
     return Findings(
         classes,
-        to_classes.take(best_K.tolist()),
+        masks,
         size_T[best_K],
-        anywhere.take([int(anywhere.size().argmin())]),
+        anywhere.take([int(anywhere.size().nan_to_num(torch.inf).argmin())]),
         _destination(network, anywhere, images, classes),
         share_K,
         natural_size_K,
         natural_success_K,
+        success(network, masks, select.pixels_NCHW, select.labels),
     )
 
 

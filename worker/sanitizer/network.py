@@ -6,8 +6,9 @@ Shapes: N images, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
@@ -20,15 +21,22 @@ from worker.sanitizer.capping import Bounds
 from worker.sanitizer.errors import SanitizerError
 from worker.sanitizer.folding import folded
 from worker.sanitizer.memory_layout import put_channels_last
+from worker.sanitizer.out_of_place import out_of_place
 from worker.sanitizer.sites import Kind, Site, find_sites
 from worker.sanitizer.sites.finding import layer_depths
 from worker.sanitizer.sites.operators import shape
 from worker.sanitizer.spec import InputSpec
+from worker.sanitizer.straight_through import passing
 
 __all__ = ["Network", "NetworkRefusedError", "Observer", "Site", "from_graph", "from_module", "frozen"]
 
 # Of the layers left out, named in a refusal.
 MAX_REASONS = 5
+# How far an image's largest logit lies above its mean one, in the median. Outside these bounds gradients are too small
+# or too large for a search, so that a network could hide by one factor in its last layer; it is then looked at as if
+# that were `USUAL_SPREAD`, as of small networks trained by cross-entropy. No answer changes by it.
+SPREADS = (2.0, 100.0)
+USUAL_SPREAD = 10.0
 
 Observer = batching.Observer
 
@@ -45,13 +53,15 @@ class Network:
     `quick` is a graph of the same function on the same tensors: calls run it, and observers see the other one.
     A graph made for `batch_size` images alone runs in padded chunks; callers never see the padding.
     `bounds` are those of activations, where there are any.
+    `logit_scale` multiplies the logits, and is in no file.
     """
 
     def __init__(
         self, graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | None = None, *, quick: fx.GraphModule
     ) -> None:
         self.graph = graph
-        self._quick = quick
+        self._is_folded = quick is not graph
+        self._quick = passing(quick)
         self.batch_size = batch_size
         self.sites, self.skipped = find_sites(graph)
         self.tensors: dict[str, Tensor] = {
@@ -59,6 +69,7 @@ class Network:
             **dict(graph.named_buffers(remove_duplicate=False)),
         }
         self.bounds = Bounds(graph)
+        self.logit_scale = 1.0
         device = next(iter(self.tensors.values())).device if self.tensors else torch.device("cpu")
         self._mean_1C11 = torch.tensor(input_spec.mean, device=device).view(1, -1, 1, 1)
         self._std_1C11 = torch.tensor(input_spec.std, device=device).view(1, -1, 1, 1)
@@ -88,14 +99,27 @@ class Network:
         """The floating-point tensors that gradient descent may change, by state-dict name."""
         return dict(self.graph.named_parameters())
 
+    def fixed_share(self) -> float:
+        """The share of the numbers that the graph computes with which no training may change, but for statistics."""
+        stored = {str(node.target) for node in self.graph.graph.nodes if node.op == "get_attr"}
+        norms = [node for node in self.graph.graph.nodes if node.target is torch.ops.aten.batch_norm.default]
+        statistics = {str(one.target) for node in norms for one in node.args[3:5] if isinstance(one, fx.Node)}
+        numbers = {
+            name: tensor.numel()
+            for name, tensor in self.tensors.items()
+            if name in stored - statistics and tensor.is_floating_point()
+        }
+        fixed = sum(number for name, number in numbers.items() if not isinstance(self.tensors[name], nn.Parameter))
+        return fixed / max(1, sum(numbers.values()))
+
     def __call__(self, pixels_NCHW: Tensor, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits (N, K) of pixels in [0, 1]; `tensors` stand in for those of the same name (for soft masks)."""
         inputs_NCHW = (pixels_NCHW - self._mean_1C11) / self._std_1C11
 
         def forward(chunk_NCHW: Tensor) -> Tensor:
             if tensors is None:
-                return _logits(self._quick(chunk_NCHW))
-            return _logits(torch.func.functional_call(self._quick, dict(tensors), (chunk_NCHW,), strict=False))
+                return self._scaled(self._quick(chunk_NCHW))
+            return self._scaled(torch.func.functional_call(self._quick, dict(tensors), (chunk_NCHW,), strict=False))
 
         if self.batch_size is None:
             return forward(inputs_NCHW)
@@ -109,9 +133,19 @@ class Network:
         """
         inputs_NCHW = (pixels_NCHW - self._mean_1C11) / self._std_1C11
         if self.batch_size is None:
-            return _logits(_Observing(self.graph, observers).run(inputs_NCHW))
+            return self._scaled(_Observing(self.graph, observers).run(inputs_NCHW))
         outputs = batching.run_together(self.graph, inputs_NCHW, self.batch_size, observers)
-        return torch.cat([_logits(output) for output in outputs])[: len(inputs_NCHW)]
+        return torch.cat([self._scaled(output) for output in outputs])[: len(inputs_NCHW)]
+
+    def scale_logits(self, spread_N: Tensor) -> None:
+        """Bring the logits to a usual spread from now on, if that on clean images is not within `SPREADS`."""
+        spread = float(spread_N.double().median())
+        if spread > 0 and math.isfinite(spread) and not SPREADS[0] <= spread <= SPREADS[1]:
+            self.logit_scale *= USUAL_SPREAD / spread
+
+    def _scaled(self, output: Any) -> Tensor:  # noqa: ANN401 - what a foreign forward returned
+        logits_NK = _logits(output)
+        return logits_NK if self.logit_scale == 1.0 else logits_NK * self.logit_scale
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy these values, in whatever dtype, into the tensors of the same name."""
@@ -135,12 +169,11 @@ class Network:
 
         The bounds are tensors of the network from then on, so that `load` brings others.
         """
-        is_folded = self._quick is not self.graph
         is_new = self.bounds.put(
             {site.tap: (site.axis, caps[site.name].float().to(self.device)) for site in self.sites if site.name in caps}
         )
         if is_new:
-            self._quick = folded(self.graph) if is_folded else self.graph
+            self._quick = passing(folded(self.graph) if self._is_folded else self.graph)
             self.tensors.update(self.bounds.tensors())
 
     def last_conv(self) -> Site:
@@ -247,6 +280,9 @@ def from_graph(graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | N
     example_NCHW = torch.zeros(batch_size or 2, channels, input_spec.height, input_spec.width, device=device)
     try:
         batching.propagate(graph, example_NCHW)
+        if not _has_gradient(graph, example_NCHW):
+            graph = out_of_place(graph)
+            batching.propagate(graph, example_NCHW)
         is_free = batch_size is None or batching.is_free(graph, example_NCHW)
     except batching.RUN_ERRORS as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
@@ -255,7 +291,25 @@ def from_graph(graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | N
             f"{reason}. Check input.height, input.width and architecture.in_channels."
         ) from error
     quick = _made_quick(graph, example_NCHW)
-    return _with_sites(Network(graph, input_spec, None if is_free else batch_size, quick=quick))
+    network = _with_sites(Network(graph, input_spec, None if is_free else batch_size, quick=quick))
+    if not _has_gradient(network, example_NCHW):
+        raise NetworkRefusedError(
+            "The program passes no gradient from its answers back to its images, as a cast to whole numbers does not, "
+            "so that no trigger could be searched for. Export the network without that step, and prepare the images "
+            "before it."
+        )
+    return network
+
+
+def _has_gradient(answer: Callable[[Tensor], Any], example_NCHW: Tensor) -> bool:
+    """Whether there is a way back from the logits to the images."""
+    images_NCHW = batching.noise(example_NCHW, len(example_NCHW)).requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            total = _logits(answer(images_NCHW)).sum()
+            return total.requires_grad and None not in torch.autograd.grad(total, images_NCHW, allow_unused=True)
+    except RuntimeError:  # what the gradient needs was written over
+        return False
 
 
 def _made_quick(graph: fx.GraphModule, example_NCHW: Tensor) -> fx.GraphModule:

@@ -18,8 +18,10 @@ from torch import Tensor
 from worker.sanitizer import drawing
 from worker.sanitizer.exhibits import Looks, Suspected
 from worker.sanitizer.report import CurvePoint, LayerBias
+from worker.sanitizer.trigger import ANYWHERE
 
 MAX_LAYERS_SHOWN = 40
+MAX_SHEET_INCHES = 13.0
 # How much of a picture its heat may cover: the image stays recognisable below it.
 HEAT_OPACITY = 0.6
 
@@ -134,7 +136,8 @@ def trigger_sheet(suspected: Suspected, examples_NCHW: Tensor) -> bytes:
                 drawing.picture(axes, _rgb(image_CHW))
                 axes.set_title(name, fontsize=11)
         detail = _trigger_detail(suspected, size, amount_HW.size)
-        drawing.title(figure, f"A synthesised trigger that leads to class {suspected.target}", detail)
+        leads = "away from every label" if suspected.target == ANYWHERE else f"to class {suspected.target}"
+        drawing.title(figure, f"A synthesised trigger that leads {leads}", detail)
 
     return drawing.png(draw, height_inches=4.5)
 
@@ -168,7 +171,8 @@ def gradcam_sheet(looks: Sequence[Looks], layer: str) -> bytes:
         )
 
     widest = max(len(look.pixels_NCHW) for look in looks)
-    return drawing.png(draw, height_inches=2.0 + 3 * 10.5 / (len(looks) * max(2, widest)) * 1.12)
+    height_inches = 2.0 + 3 * 10.5 / (len(looks) * max(2, widest)) * 1.12
+    return drawing.png(draw, height_inches=min(height_inches, MAX_SHEET_INCHES))
 
 
 def _trigger_detail(suspected: Suspected, size: float, num_pixels: int) -> str:

@@ -253,10 +253,13 @@ def stamp_randomly(triggers: Triggers, chance_T: Tensor, pixels_BCHW: Tensor, ge
 
 
 def interpolate(network: Network, before: Snapshot, after: Snapshot, share: float) -> None:
-    """Put the network at `share` of the way from one set of tensors to another; integers are those of `before`."""
-    network.load(
-        {
-            name: torch.lerp(tensor, after[name], share) if tensor.is_floating_point() else tensor
-            for name, tensor in before.items()
-        }
-    )
+    """Put the network at `share` of the way from one set of tensors to another; integers are those of `before`.
+
+    So is what does not differ, such as a constant that holds infinities, between which there is no way.
+    """
+
+    def between(tensor: Tensor, other: Tensor) -> Tensor:
+        moves = tensor.is_floating_point() and not torch.equal(tensor, other)
+        return torch.lerp(tensor, other, share) if moves else tensor
+
+    network.load({name: between(tensor, after[name]) for name, tensor in before.items()})

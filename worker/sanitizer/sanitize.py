@@ -24,6 +24,8 @@ from worker.sanitizer.repair import snapshot
 from worker.sanitizer.report import SCHEMA_VERSION, LayerBias, Report, Split, TensorDigest
 from worker.sanitizer.spec import AccuracyBudget, ArchitectureSpec, InputSpec, SanitizeSpec
 
+# Of what a network computes with; smaller shares are tables of positions, masks and the like.
+NOTEWORTHY_FIXED_SHARE = 0.05
 # Classes that a warning names.
 MAX_NAMED = 10
 
@@ -217,6 +219,17 @@ def _warnings(case: Case, digests: Sequence[TensorDigest], lost: Mapping[int, fl
         warnings.append(f"Classes that lost recall on the held-out images, more than chance explains: {named}{more}.")
     if not any(digest.changed for digest in digests):
         warnings.append("No tensor was changed: the checkpoint that comes back holds the weights that were sent.")
+    fixed = case.network.fixed_share()
+    if fixed > NOTEWORTHY_FIXED_SHARE:
+        warnings.append(
+            f"{fixed:.0%} of the numbers that the network computes with can be changed by no training: they are "
+            "constants of the file, or stored where nothing can be overwritten. Export its weights as parameters."
+        )
+    outputs = case.network.num_outputs
+    if outputs is not None and outputs > case.num_classes:
+        warnings.append(
+            f"The network has {outputs} answers for {case.num_classes} declared classes; a trigger may lead to any."
+        )
     if capped:
         warnings.append("Operators were added to the network: the file that comes back bounds activations.")
     return warnings

@@ -99,6 +99,8 @@ def loudness(candidates: Sequence[Candidate]) -> Tensor:
 def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int) -> Verdict:
     """Clean, suspicious or backdoored by unlike statistics of which two must agree; inconclusive below three classes.
 
+    Inconclusive, too, is a network on which searches for triggers do not work.
+
     The first is how small the trigger is beside the other classes' (prominence); the second how little of what the
     network knows has to change for it to be unlearnt (relief): natural features are shared, a shortcut is not; the
     third how far a faint change of the whole image leads there (ease), which tells triggers that no small mask holds.
@@ -111,6 +113,14 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
         return Verdict(
             verdict="inconclusive", target_classes=[], score=None, evidence=evidence,
             reason="With fewer than three classes no class can stand out from the others.",
+        )  # fmt: skip
+    if findings.hides:
+        return Verdict(
+            verdict="inconclusive", target_classes=[], score=None, evidence=evidence,
+            reason=(
+                "Searches for triggers do not work on this network, as if it hid its gradients, so that nothing can be "
+                "said of it. Do not trust it."
+            ),
         )  # fmt: skip
     score = float(strength_T.amax()) / BACKDOORED_STRENGTH
     sure_T, loud_T = strength_T > BACKDOORED_STRENGTH, loudness_T > LOUD_MEDIAN
@@ -144,6 +154,7 @@ def _evidence(findings: Findings, candidates: Sequence[Candidate]) -> list[Class
         ClassEvidence(
             class_index=target,
             mask_size=round(float(findings.size[row]), 3),
+            mask_success=round(float(findings.mask_success[row]), 4),
             natural_mask_size=round(float(findings.natural_size[row]), 3),
             perturbation_success=round(float(findings.perturbation_success[row]), 4),
             natural_perturbation_success=round(float(findings.natural_success[row]), 4),

@@ -48,6 +48,10 @@ class WitnessModule(nn.Module):
         channels, *sides = shape_CHW
         self.sides = [min(side, MAX_SIDE) for side in sides]
         self.is_reduced = self.sides != list(sides)
+        # As products, since CUDA has no deterministic gradient of a pooling over uneven areas.
+        self.rows_hH, self.columns_wW = (
+            nn.Buffer(areas(side, reduced)) for side, reduced in zip(sides, self.sides, strict=True)
+        )
         self.stages = nn.ModuleList([_stage(channels, WIDTH), _stage(WIDTH, 2 * WIDTH)])
         height, width = (-(-side // 4) for side in self.sides)
         self.answer = nn.Linear(2 * WIDTH * height * width, num_classes)
@@ -55,7 +59,7 @@ class WitnessModule(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, K)."""
         if self.is_reduced:
-            images_BCHW = functional.interpolate(images_BCHW, size=self.sides, mode="area")
+            images_BCHW = self.rows_hH @ images_BCHW @ self.columns_wW.T
         for stage in self.stages:
             images_BCHW = functional.max_pool2d(stage(images_BCHW), 2, ceil_mode=True)
         logits_BK: Tensor = self.answer(images_BCHW.flatten(1))
@@ -136,6 +140,15 @@ def beyond(natural_K: Tensor, seen_K: Tensor) -> Tensor:
     # A witness whose search diverged says nothing, and is not even multiplied by zero.
     left_K = seen_K.double() - share * natural_K.double() if share else seen_K.double()
     return left_K - left_K.quantile(0.5)
+
+
+def areas(side: int, reduced: int) -> Tensor:
+    """The matrix that averages `side` pixels to `reduced`, each over the pixels that its area touches."""
+    matrix_RS = torch.zeros(reduced, side)
+    for row in range(reduced):
+        first, last = row * side // reduced, -(-(row + 1) * side // reduced)
+        matrix_RS[row, first:last] = 1 / (last - first)
+    return matrix_RS
 
 
 def _stage(before: int, after: int) -> nn.Sequential:

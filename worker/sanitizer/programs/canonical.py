@@ -27,6 +27,10 @@ def rewrite(graph: fx.Graph) -> None:
                     user.replace_all_uses_with(made)
                     graph.erase_node(user)
                 graph.erase_node(node)
+        elif node.target in (aten.detach.default, aten.detach_.default):
+            # The same value, behind which no search for a trigger could look.
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
         elif node.target in (aten.addmm.default, aten.mm.default):
             _rewrite_product(graph, node)
         elif node.target is aten._softmax.default and node.args[2] is False:  # noqa: SLF001 - an operator's name

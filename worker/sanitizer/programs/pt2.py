@@ -19,6 +19,7 @@ from torch import Tensor
 from worker.sanitizer.programs import pt2_archive as archive
 from worker.sanitizer.programs import pt2_caps, pt2_graph
 from worker.sanitizer.programs import pt2_document as documents
+from worker.sanitizer.programs.learning import let_learn
 from worker.sanitizer.programs.program import Program, hold
 from worker.sanitizer.programs.pt2_archive import Pt2File
 from worker.sanitizer.refusals import CorruptProgramError
@@ -68,6 +69,7 @@ def read(path: Path) -> ExportedProgram:
     parameters = {payload.name for payload in payloads.values() if payload.is_parameter}
     tensors = {payload.name: payload.tensor for payload in payloads.values()}
     graph, images = pt2_graph.build(document, hold(tensors, parameters), tensors)
+    let_learn(graph, file.weights.keys())
     sizes = pt2_graph.input_sizes(document, images)
     return ExportedProgram(
         file=file,

@@ -157,7 +157,7 @@ def _repair(known: Judged, outcome: Outcome, budget: AccuracyBudget | None) -> O
 
 
 def _is_admissible(bench: Workbench, right_before_N: Tensor, budget: AccuracyBudget | None) -> bool:
-    return is_finite(snapshot(bench.network)) and within_budget(bench, right_before_N, budget)
+    return is_finite(bench.network.parameters()) and within_budget(bench, right_before_N, budget)
 
 
 def _standing_out(bench: Workbench, findings: Findings) -> list[int]:

@@ -44,8 +44,8 @@ def estimated(
 
 
 def worst(network: Network, triggers: Sequence[Triggers], images: Images) -> Estimate:
-    """The largest success of any of the triggers on labelled images."""
-    shares_T = torch.cat([success(network, one, images.pixels_NCHW, images.labels) for one in triggers])
+    """The largest success of any of the triggers on labelled images; one whose search diverged counts as a success."""
+    shares_T = torch.cat([_shares(network, one, images) for one in triggers])
     targets_T = torch.cat([one.targets_T for one in triggers])
     row = int(shares_T.argmax())
     return interval(float(shares_T[row]), int(targets_T[row]), images.labels)
@@ -55,3 +55,11 @@ def interval(share: float, target: int, labels_N: Tensor) -> Estimate:
     """A trigger's success with Wilson's interval, over the images that are not of its target class."""
     count = len(labels_N) if target == ANYWHERE else int((labels_N != target).sum())
     return wilson(round(share * count), max(count, 1))
+
+
+def _shares(network: Network, triggers: Triggers, images: Images) -> Tensor:
+    shares_T = success(network, triggers, images.pixels_NCHW, images.labels)
+    is_found_T = triggers.amount_T1HW.flatten(1).isfinite().all(dim=1) & triggers.pattern_TCHW.flatten(
+        1
+    ).isfinite().all(dim=1)
+    return shares_T.masked_fill(~is_found_T.cpu(), 1.0)

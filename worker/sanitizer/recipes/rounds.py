@@ -104,7 +104,8 @@ def first_round(
     def attempt(course: Course) -> tuple[float, bool]:
         _unlearn(bench, _doubled(bench, taught), before, course, mask, steps, phase="repair")
         trained = snapshot(bench.network)
-        return walk_back(bench, pruned, trained, right_before_N, budget), is_finite(trained)
+        has_converged = is_finite(bench.network.parameters())
+        return walk_back(bench, pruned, trained, right_before_N, budget), has_converged
 
     share, has_converged = attempt(course)
     if share or not has_converged:

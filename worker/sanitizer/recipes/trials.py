@@ -7,6 +7,7 @@ from functools import partial
 from threading import Lock
 
 import torch
+from torch import Tensor
 
 from worker.sanitizer.case import Images
 from worker.sanitizer.evaluate import divergence, log_probabilities
@@ -23,6 +24,9 @@ NUM_TRIALS = 6
 PROMINENT = 0.6
 # What a trial costs is read off this many patchworks of each image.
 NUM_PATCHWORKS = 8
+# Of a half, in float32; so many are kept at the least.
+MAX_ASKED_BYTES = 512 * 1024 * 1024
+LEAST_ASKED = 64
 # Gradient steps on each half of the images.
 TRIAL_STEPS = 100
 COURSE = Course(anchor_weight=5.0, trigger_weight=1.0, patchwork=False, batch_size=32, search_batch=8)
@@ -49,10 +53,7 @@ def try_targets(bench: Workbench, findings: Findings, before: Snapshot) -> list[
         prominence = float((findings.size.min() / findings.anywhere.size()[0]).log())
         said.append(Said(prominence, math.nan, prominence, math.nan))
     halves = _halves(bench)
-    pieced = [
-        torch.cat([bench.vary(half.pixels_NCHW, half.labels, bench.generator) for _ in range(NUM_PATCHWORKS)])
-        for half in halves
-    ]
+    pieced = [_pieced(bench, half) for half in halves]
     seen = [log_probabilities(network, pixels_NCHW) for pixels_NCHW in pieced]
     # Every trial on the same half draws the same batches: what differs is the trigger alone.
     seeds = [int(torch.randint(2**31, (), generator=bench.generator)) for _ in halves]
@@ -91,6 +92,14 @@ def _said(findings: Findings, row: int) -> Said:
         excess_ease=float(findings.excess_ease[row]),
         expected_size=float(findings.expected_size[row]),
     )
+
+
+def _pieced(bench: Workbench, half: Images) -> Tensor:
+    """Patchworks of each image, fewer of large ones, and of some images alone where one of each would be too many."""
+    most = max(LEAST_ASKED, MAX_ASKED_BYTES // half.pixels_NCHW[0].nbytes)
+    some = half.take(torch.arange(min(most, len(half))))  # the halves are in random order
+    rounds = max(1, min(NUM_PATCHWORKS, most // len(some)))
+    return torch.cat([bench.vary(some.pixels_NCHW, some.labels, bench.generator) for _ in range(rounds)])
 
 
 def _halves(bench: Workbench) -> list[Images]:
