@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from worker.sanitizer.activations import NORMS, batched, image_norms, profile
+from worker.sanitizer.activations import NORMS, NonFiniteActivationsError, batched, image_norms, profile
 from worker.sanitizer.network import from_module
 from worker.sanitizer.spec import InputSpec
 
@@ -82,3 +82,19 @@ def test_every_image_is_counted_and_announced(network):
     seen = []
     profile(network, batched(torch.rand(10, 1, 8, 8), 4), network.sites, advance=seen.append)
     assert seen == [4, 4, 2]
+
+
+def test_activations_that_overflow_are_refused_by_the_layers_name():
+    module = nn.Sequential(
+        nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.Hardtanh(), nn.Flatten(), nn.Linear(8, 3)
+    )
+    with torch.no_grad():
+        module[0].weight.fill_(3e38)
+        module[0].bias.fill_(3e38)
+        module[2].weight.fill_(1.0)
+    network = from_module(module, InputSpec(height=2, width=2, mean=(0.0,), std=(1.0,)))
+    pixels = torch.rand(4, 1, 2, 2) + 0.5
+    assert bool(network(pixels).isfinite().all())
+    with pytest.raises(NonFiniteActivationsError, match="'0'") as refused:
+        profile(network, [pixels], network.sites)
+    assert refused.value.code == "non_finite_activations"

@@ -1,5 +1,6 @@
 """The figures: their files, their bytes, and what of the data can be seen in them."""
 
+import dataclasses
 import hashlib
 import io
 import subprocess
@@ -12,14 +13,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from worker.sanitizer import plots
+from worker.sanitizer import figures, plots
 from worker.sanitizer.case import Images
 from worker.sanitizer.exhibits import Exhibits, Looks, Suspected
 from worker.sanitizer.figures import _examples, write_all
 from worker.sanitizer.network import from_module
 from worker.sanitizer.report import CurvePoint, LayerBias
 from worker.sanitizer.spec import InputSpec
-from worker.sanitizer.trigger import Triggers
+from worker.sanitizer.trigger import ANYWHERE, Triggers
 
 HOSTILE = "$\\frac{<script>\x00\u202e\U0001f600" + "x" * 300
 
@@ -179,3 +180,19 @@ def test_what_matplotlib_was_set_to_is_not_touched():
 def test_only_drawing_imports_matplotlib():
     program = "import sys, worker.sanitizer.figures; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_figure_that_no_reader_would_take_is_left_out(exhibits, tmp_path, monkeypatch):
+    named = {info.name for info in write_all(tmp_path / "all", exhibits)}
+    monkeypatch.setattr(figures, "MAX_FIGURE_BYTES", 10)
+    assert named
+    assert write_all(tmp_path / "none", exhibits) == []
+    assert list((tmp_path / "none").iterdir()) == []
+
+
+def test_a_trigger_that_leads_anywhere_is_called_so(exhibits, tmp_path):
+    found = triggers()
+    anywhere = Triggers("mask", torch.tensor([ANYWHERE, 0]), found.amount_T1HW, found.pattern_TCHW)
+    some = dataclasses.replace(exhibits, suspected=[Suspected(triggers=anywhere, which=0)])
+    named = {info.name: info.title for info in write_all(tmp_path / "figures", some)}
+    assert named["trigger-1-class-any-mask"] == "Synthesised trigger away from every label (mask)"

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import sys
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from worker.sanitizer.case import NearChanceError, NonFiniteOutputsError, refuse_non_finite
+from worker.sanitizer.case import NearChanceError, NonFiniteOutputsError, refuse_near_chance, refuse_non_finite
 from worker.sanitizer.errors import InvalidSpecError
 from worker.sanitizer.evaluate import predict, predict_closely
 from worker.sanitizer.network import from_module
@@ -222,6 +223,33 @@ def test_labels_that_do_not_fit_the_model_are_refused_before_any_work(run, tmp_p
         run(tmp_path / "out", clean="shifted")
     assert refused.value.code == "clean_accuracy_near_chance"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_only_knows_the_most_frequent_class_is_refused():
+    labels = torch.tensor([0] * 95 + [1] * 3 + [2] * 2)
+    with pytest.raises(NearChanceError):
+        refuse_near_chance(torch.zeros(100, dtype=torch.int64), labels)
+    knows = labels.clone()
+    knows[:6] = 1  # 94 % right, where always guessing 0 would reach 95 %
+    refuse_near_chance(knows, labels)
+    refuse_near_chance(torch.tensor([0, 0]), torch.tensor([0, 0]))
+
+
+@pytest.mark.parametrize(("scale", "noticed"), [(1e-9, True), (1e15, True), (1e-9, False)])
+def test_a_network_that_rescales_its_last_layer_cannot_hide(files, run, tmp_path, monkeypatch, scale, noticed):
+    shorten(monkeypatch)
+    monkeypatch.setattr(sys.modules["worker.sanitizer.inspection"], "MASK_STEPS", 60)
+    if not noticed:
+        monkeypatch.setattr(sys.modules["worker.sanitizer.network"], "SPREADS", (0.0, math.inf))
+    tensors = load_file(files / "suspect.safetensors")
+    hidden = {name: scale * tensor if name.startswith("classifier.") else tensor for name, tensor in tensors.items()}
+    assert hidden.keys() >= {"classifier.weight", "classifier.bias"}
+    save_file(hidden, files / "rescaled.safetensors", metadata=METADATA)
+    report = run(tmp_path / "out", suspect="rescaled.safetensors", spec=SanitizeSpec(recipe="judge"))
+    working = [row.mask_success > 0.9 for row in report.verdict.evidence]
+    assert any(working) == noticed
+    assert (report.verdict.verdict == "inconclusive") != noticed
+    assert (tmp_path / "out").read_bytes() == (files / "rescaled.safetensors").read_bytes()
 
 
 def test_answers_that_are_no_numbers_are_counted_and_refused():

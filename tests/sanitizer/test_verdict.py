@@ -1,5 +1,6 @@
 """The verdict of findings made by hand."""
 
+import dataclasses
 import math
 
 import pytest
@@ -43,6 +44,7 @@ def findings(sizes, reached=None, classes=None, anywhere=50.0, destination=None,
         perturbation_success=torch.tensor(reached or [0.2] * number, dtype=torch.float64),
         natural_size=torch.tensor(natural or [40.0] * number, dtype=torch.float64),
         natural_success=torch.tensor(natural_reached or [0.2] * number, dtype=torch.float64),
+        mask_success=torch.ones(number, dtype=torch.float64),
     )
 
 
@@ -191,3 +193,15 @@ def test_a_trial_that_diverged_cost_more_than_any_other():
 def test_the_class_where_nearly_all_ends_is_the_attractor():
     assert findings(EVEN, destination=[0.1, 0, 0, 0.8, 0.1, 0]).attractor == 3
     assert findings(EVEN, destination=[0.4, 0, 0, 0.5, 0.1, 0]).attractor is None
+
+
+@pytest.mark.parametrize(("success", "inconclusive"), [([0.1] * 6, True), ([0.9, 0.9, 0.1, 0.1, 0.1, 0.1], True),
+                                                       ([0.1, 0.1, 0.9, 0.9, 0.9, 0.9], False)])  # fmt: skip
+def test_where_searches_fail_nothing_is_said_rather_than_clean(success, inconclusive):
+    for sizes in (SMALL_AT_2, EVEN):
+        found = dataclasses.replace(findings(sizes), mask_success=torch.tensor(success, dtype=torch.float64))
+        given = judge(found, tried(found, {0: DEAR, 2: CHEAP, 3: DEAR}), num_classes=6)
+        assert (given.verdict == "inconclusive") == inconclusive
+        assert ("do not work" in given.reason) == inconclusive
+        assert (given.score is None, given.target_classes == []) == (inconclusive, inconclusive)
+        assert [row.mask_success for row in given.evidence] == success

@@ -7,7 +7,7 @@ import torch
 
 from worker.sanitizer.evaluate import predict, wilson
 from worker.sanitizer.exhibits import Suspected
-from worker.sanitizer.recipes.estimate import estimated, interval
+from worker.sanitizer.recipes.estimate import estimated, interval, worst
 from worker.sanitizer.trigger import ANYWHERE, Triggers
 
 
@@ -55,3 +55,11 @@ def test_a_trigger_on_some_images_takes_them_from_all_classes(suspect, planted):
     assert len(some) == min(256, len(images))
     assert set(some.labels.tolist()) == set(images.labels.tolist())
     assert bool((some.pixels_NCHW[:, :, -3:, -3:] == 1).all())
+
+
+def test_a_search_that_diverged_counts_as_a_success(suspect, planted):
+    bench = suspect().bench
+    triggers = patches(planted, [1, 2])
+    triggers.pattern_TCHW[1, 0, 0, 0] = torch.nan
+    assert worst(bench.network, [triggers.take([0])], bench.select).value < 0.5
+    assert worst(bench.network, [triggers], bench.select).value == 1.0

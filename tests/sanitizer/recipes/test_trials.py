@@ -1,5 +1,6 @@
 """What unlearning a candidate on trial costs: by itself, whatever else is tried, and little for a backdoor."""
 
+import dataclasses
 import importlib
 
 import pytest
@@ -42,3 +43,20 @@ def test_what_a_trial_costs_does_not_depend_on_the_others(costs):
 def test_a_planted_backdoor_is_the_cheapest_to_unlearn(costs):
     found = costs(4, mask_steps=200, trial_steps=60)
     assert min(found, key=found.get) == TARGET, found
+
+
+@pytest.mark.parametrize(("most", "rounds", "number"), [(1 << 30, 8, 100), (250, 2, 100), (110, 1, 100), (40, 1, 40)])
+def test_what_is_asked_is_bounded_in_memory(suspect, monkeypatch, most, rounds, number):
+    bench = suspect().bench
+    one = bench.repair.pixels_NCHW[0].nbytes
+    monkeypatch.setattr(trials, "MAX_ASKED_BYTES", most * one)
+    monkeypatch.setattr(trials, "LEAST_ASKED", 8)
+    given = []
+
+    def vary(pixels, labels, _):
+        given.append(labels)
+        return pixels
+
+    asked = trials._pieced(dataclasses.replace(bench, vary=vary), bench.repair)
+    assert [len(labels) for labels in given] == [number] * rounds
+    assert torch.equal(asked, bench.repair.pixels_NCHW[:number].repeat(rounds, 1, 1, 1))

@@ -3,7 +3,7 @@
 import torch
 
 from worker.sanitizer.recipes.walk_back import admissible, right, walk_back
-from worker.sanitizer.repair import snapshot
+from worker.sanitizer.repair import interpolate, snapshot
 from worker.sanitizer.spec import AccuracyBudget
 
 
@@ -37,3 +37,26 @@ def test_a_budget_holds_for_each_class_where_it_bounds_the_recall():
     assert admissible(strict, before, after, labels)
     after[:] = torch.arange(100) >= 20
     assert not admissible(loose, before, after, labels)
+
+
+def test_a_constant_that_holds_infinities_takes_no_repair_back(suspect):
+    bench = suspect().bench
+    bench.network.tensors["mask"] = torch.tensor([0.0, -torch.inf])
+    start = snapshot(bench.network)
+    name = next(iter(bench.network.parameters()))
+    moved = {**start, name: start[name] * 1.01}
+    assert walk_back(bench, start, moved, right(bench), None) == 1.0
+    assert torch.equal(bench.network.tensors["mask"], start["mask"])
+    torch.testing.assert_close(bench.network.tensors[name].detach(), moved[name])
+    interpolate(bench.network, start, moved, 0.55)
+    assert torch.equal(bench.network.tensors["mask"], start["mask"])
+    torch.testing.assert_close(bench.network.tensors[name].detach(), torch.lerp(start[name], moved[name], 0.55))
+
+
+def test_a_single_image_that_flips_is_what_chance_explains():
+    labels = torch.tensor([0] + [1] * 60)
+    before, after = torch.ones(61, dtype=torch.bool), torch.arange(61) > 0
+    assert admissible(AccuracyBudget(max_accuracy_drop=0.1, max_recall_drop=0.2), before, after, labels)
+    labels[:9] = 0
+    after[:9] = False
+    assert not admissible(AccuracyBudget(max_accuracy_drop=0.2, max_recall_drop=0.2), before, after, labels)
