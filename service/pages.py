@@ -19,7 +19,7 @@ MAX_ROWS = 300
 _KNOWN = frozenset(
     {
         *("schema_version", "spec", "architecture", "input", "accuracy", "attack_success", "split", "choice", "curve"),
-        *("layers", "skipped_layers", "tensors", "files", "environment", "seconds", "warnings", "bias", "figures"),
+        *("layers", "skipped_layers", "tensors", "files", "environment", "seconds", "warnings", "bias", "figures", "norms"),
         *("verdict", "repair", "synthetic_attack_success", "caps", "comparison"),
     }
 )

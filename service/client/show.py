@@ -76,7 +76,9 @@ def _print_judgement(console: Console, report: Json) -> None:
     estimate = report.get("synthetic_attack_success")
     if estimate is not None:
         before, after = (100 * estimate[key] for key in ("before", "after"))
-        console.print(f"synthesised triggers: {before:.1f} % before, {after:.1f} % after (an estimate)")
+        low, high = estimate.get("after_low"), estimate.get("after_high")
+        interval = "" if low is None or high is None else f", {100 * low:.1f} to {100 * high:.1f}"
+        console.print(f"synthesised triggers: {before:.1f} % before, {after:.1f} % after (an estimate{interval})")
 
 
 def _print_comparison(console: Console, rows: list[Json]) -> None:

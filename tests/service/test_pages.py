@@ -127,6 +127,28 @@ def test_caps_have_a_section_where_they_were_tried():
         assert "Activation caps" not in Outline(page(report() | {"caps": kept}).html.decode()).text
 
 
+def test_recalls_norms_and_the_estimates_interval_are_shown_where_there_are_any():
+    row = {"criterion": "l2", "num_pruned": 5, "num_shared": 3, "accuracy": ESTIMATE, "synthetic_attack_success": None}
+    estimate = {"before": 0.987, "after": 0.213, "num_triggers": 4, "after_low": 0.15, "after_high": 0.3}
+    given = report()
+    given |= {
+        "accuracy": given["accuracy"] | {"classes": [{"class_index": 7, "before": ESTIMATE, "after": ESTIMATE}]},
+        "norms": [row],
+        "synthetic_attack_success": estimate,
+    }
+    seen = Outline(page(given).html.decode())
+    for words in (
+        "Recall of each class class before after images 7 93.1 % (90.0 to 95.0)",
+        "l2 5 3 93.1 % (90.0 to 95.0) not measured",
+        "21.3 % (15.0 % to 30.0 %) after",
+    ):
+        assert words in seen.text, words
+    assert seen.open == []
+    plain = Outline(page(report()).html.decode()).text
+    assert "Recall of each class" not in plain
+    assert "each norm" not in plain
+
+
 def test_verdict_and_repair_come_before_the_figures():
     text = Outline(page(report()).html.decode()).text
     for words in (
