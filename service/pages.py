@@ -19,8 +19,8 @@ MAX_ROWS = 300
 _KNOWN = frozenset(
     {
         *("schema_version", "spec", "architecture", "input", "accuracy", "attack_success", "split", "choice", "curve"),
-        *("layers", "skipped_layers", "tensors", "files", "environment", "seconds", "warnings", "bias", "figures", "norms"),
-        *("verdict", "repair", "synthetic_attack_success", "caps", "comparison"),
+        *("layers", "skipped_layers", "tensors", "files", "environment", "seconds", "warnings", "bias", "figures"),
+        *("verdict", "repair", "synthetic_attack_success", "caps", "comparison", "norms"),
     }
 )
 _FOLDER = Path(__file__).resolve().parent / "templates"
