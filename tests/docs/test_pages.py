@@ -23,7 +23,7 @@ PAGES = sorted(page for page in (ROOT / "docs").glob("*.md") if page.stem not in
 FENCE = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 FILE_NAME = re.compile(r"# (\w+\.py)\n")
 # These explain, and have nothing to run.
-EXPLAIN = {"measured", "method"}
+EXPLAIN = {"baselines", "measured", "method"}
 NEEDS = {"keras": "keras", "hugging-face": "transformers"}
 
 
