@@ -13,13 +13,12 @@ from typing import IO, TypeVar
 import pydantic
 
 from worker.sanitizer.findings import Preview
-from worker.sanitizer.report import MAX_FIGURE_BYTES, FigureInfo, Report
+from worker.sanitizer.report import MAX_ALL_FIGURES_BYTES, MAX_FIGURE_BYTES, FigureInfo, Report
 
 Shape = TypeVar("Shape", Report, Preview)
 
 MAX_REPORT_BYTES = 64 * 1024 * 1024
 MAX_FIGURES = 32
-MAX_ALL_FIGURES_BYTES = 8 * 1024 * 1024  # the report's page holds them all
 MAX_TITLE = 200
 PNG = "image/png"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"

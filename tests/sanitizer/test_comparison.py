@@ -3,14 +3,12 @@
 import dataclasses
 import math
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
-from worker.sanitizer import comparison
 from worker.sanitizer.errors import InvalidSpecError
 from worker.sanitizer.recipes import RECIPES, RecipeDivergedError
 from worker.sanitizer.report import Report, to_json
@@ -135,13 +133,3 @@ def test_what_cannot_be_compared_is_refused(compare):
 def test_every_other_recipe_can_be_compared_at_once():
     others = [name for name in CHOICES["recipe"] if name != "auto"]
     assert parse_spec({"compare": others}).compare == others
-
-
-@pytest.mark.parametrize(("outputs", "searched"), [(5, 5), (4, 4), (None, 4)])
-def test_answers_that_are_no_declared_class_are_searched_too(suspect, outputs, searched):
-    made = suspect().bench
-    network = SimpleNamespace(num_outputs=outputs)
-    case = SimpleNamespace(
-        network=network, num_classes=4, profile=made.repair, select=made.select, guide=None
-    )  # fmt: skip
-    assert comparison.workbench(case, PRUNE, made.phase).num_classes == searched

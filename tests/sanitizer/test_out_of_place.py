@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import fx, nn
 
+from worker.sanitizer import checkpoint
+from worker.sanitizer.network import from_graph
 from worker.sanitizer.out_of_place import out_of_place
+from worker.sanitizer.spec import InputSpec
 
 aten = torch.ops.aten
 
@@ -68,3 +71,70 @@ def test_a_gradient_that_was_written_over_is_there_again():
     maps = 9 * wide.sigmoid()
     (expected,) = torch.autograd.grad((torch.relu(maps - 1) + maps).sum(), wide)
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+class Hidden(nn.Module):
+    """Writes into a value whose memory is another's, though no schema says so."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x):
+        maps = torch.sigmoid(x)
+        other = self.share(maps)
+        other.mul_(maps)
+        return (torch.sigmoid(maps) + other).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        lambda maps: maps.type_as(maps),
+        lambda maps: aten._unsafe_view(maps, list(maps.shape)),
+        lambda maps: torch.einsum("bchw->bchw", maps),
+        lambda maps: torch.dropout(maps, 0.5, train=False),
+        lambda maps: maps.reshape(maps.shape),
+    ],
+)
+def test_memory_that_may_be_anothers_is_written_as_before(share):
+    module = Hidden(share)
+    images = torch.rand(2, 3, 4, 4)
+    graph = exported(module)
+    assert torch.equal(out_of_place(graph)(images), module(images))
+
+
+def test_a_write_of_another_type_stays():
+    class Mixed(nn.Module):
+        def forward(self, x):
+            maps = torch.sigmoid(x)
+            maps += maps.double()
+            return maps.flatten(1)
+
+    images = torch.rand(2, 3, 4, 4)
+    made = out_of_place(exported(Mixed()))
+    assert made(images).dtype == torch.float32
+    assert len(in_place(made)) == 1
+
+
+class Trained(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        maps = torch.tanh(self.conv(x))
+        maps += 2 * maps
+        return self.head(maps.mean((2, 3)))
+
+
+def test_a_program_that_writes_over_its_gradient_is_searched_and_may_be_capped(tmp_path):
+    module = Trained().eval()
+    program = torch.export.export(module, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, tmp_path / "in_place.pt2")
+    found = checkpoint.read(tmp_path / "in_place.pt2").program
+    network = from_graph(found.graph, InputSpec(height=8, width=8, mean=(0.0,) * 3, std=(1.0,) * 3), found.batch_size)
+    images = torch.rand(3, 3, 8, 8, requires_grad=True)
+    torch.testing.assert_close(network(images), module(images), rtol=1e-5, atol=1e-5)
+    assert torch.autograd.grad(network(images).square().sum(), images)[0].abs().mean() > 0
+    assert not any(str(node.target).startswith("aten.add_.") for node in network.graph.graph.nodes)

@@ -227,7 +227,7 @@ def test_labels_that_do_not_fit_the_model_are_refused_before_any_work(run, tmp_p
 
 def test_a_model_that_only_knows_the_most_frequent_class_is_refused():
     labels = torch.tensor([0] * 95 + [1] * 3 + [2] * 2)
-    with pytest.raises(NearChanceError):
+    with pytest.raises(NearChanceError, match="hardly any class"):
         refuse_near_chance(torch.zeros(100, dtype=torch.int64), labels)
     knows = labels.clone()
     knows[:6] = 1  # 94 % right, where always guessing 0 would reach 95 %

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from worker.sanitizer.straight_through import STEPS, pass_straight, passing
+from worker.sanitizer.straight_through import STEPS, blind, pass_straight, passing
 
 aten = torch.ops.aten
 
@@ -35,3 +35,22 @@ def test_a_graph_without_steps_is_left_as_it_is():
 
 def test_what_rounds_to_whole_numbers_rounds_behind_the_pass_too():
     assert torch.equal(pass_straight(torch.tensor([0.4, 1.6]), aten.round.default), torch.tensor([0.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("cut", "named"),
+    [
+        (lambda x: (x > 0.5).float(), ["gt.Scalar"]),
+        (lambda x: torch.div(x, 0.1, rounding_mode="floor") + x % 0.3, ["div.Tensor_mode", "remainder.Scalar"]),
+        (lambda x: x.to(torch.uint8).float(), ["to.dtype"]),
+        (lambda x: x.clamp(0, 1).round(), []),
+        (lambda x: x * (torch.arange(3) > 1).view(1, 3, 1, 1), []),
+    ],
+)
+def test_what_no_search_sees_behind_is_named_where_it_works_on_the_images(cut, named):
+    class Cut(nn.Module):
+        def forward(self, x):
+            return cut(x).flatten(1)
+
+    graph = torch.export.export(Cut(), (torch.rand(2, 3, 4, 4),)).module()
+    assert blind(graph) == named

@@ -117,8 +117,7 @@ def profile(
     for name, state in states.items():
         if not all(bool(total_C.isfinite().all()) for total_C in state.total.values()):
             raise NonFiniteActivationsError(
-                f"activations of layer {name!r} are not finite numbers, though the answers are; look for weights so "
-                "large that they overflow"
+                f"activations of layer {name!r} are not finite numbers; look for weights so large that they overflow"
             )
     return states
 

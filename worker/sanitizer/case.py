@@ -11,6 +11,8 @@ from torch import Tensor
 
 from worker.sanitizer import checkpoint as checkpoints
 from worker.sanitizer import dataset
+from worker.sanitizer.activations import batched
+from worker.sanitizer.activations import profile as profile_activations
 from worker.sanitizer.architectures import build, hugging_face
 from worker.sanitizer.checkpoint import Checkpoint
 from worker.sanitizer.checkpoint.repository import Repository
@@ -33,6 +35,8 @@ TRIGGERED_FRACTIONS = (0.5, 0.5)
 # A model that is hardly better than guessing on its own clean set was declared wrongly, or is not worth a job.
 CHANCE_FACTOR = 2.0
 CHANCE_CEILING = 0.9
+# Of a mean recall: who always guesses one of K classes reaches 1/K.
+LEAST_RECALL_FACTOR = 1.1
 # Below this many profiling images of the rarest class the report warns.
 FEW_PER_CLASS = 10
 
@@ -239,6 +243,8 @@ def load(
     refuse_near_chance(predicted_N, clean.labels)
     refuse_non_finite(int(torch.count_nonzero(~finite_N)), len(clean))
     case.network.scale_logits(spread_N)
+    # Overflows inside are refused before any work: one batch shows those that are not rare.
+    profile_activations(case.network, [next(batched(clean.pixels_NCHW))], case.network.sites)
     return case
 
 
@@ -292,16 +298,18 @@ def refuse_near_chance(predicted_N: Tensor, labels_N: Tensor) -> None:
     seen = float((predicted_N == labels_N).double().mean())
     counts_K = torch.bincount(labels_N)
     chance = float(counts_K.max()) / len(labels_N)
-    # Of a set of which nearly all is one class, only the classes tell knowledge from guessing.
-    recall_K = recalls(predicted_N, labels_N, len(counts_K))[counts_K > 0]
-    by_class = _hardly_above(float(recall_K.mean()), 1 / len(recall_K)) if len(recall_K) > 1 else False
-    if _hardly_above(seen, chance) or by_class:
+    if seen < min(CHANCE_FACTOR * chance, CHANCE_CEILING * (1 + chance) / 2):
         raise NearChanceError(
             f"The model classifies {seen:.1%} of the clean set correctly, where always guessing the most frequent "
             f"class would reach {chance:.1%}. Does the input normalisation (input.mean, input.std) fit the model, and "
             "are the labels in the model's class order?"
         )
-
-
-def _hardly_above(seen: float, chance: float) -> bool:
-    return seen < min(CHANCE_FACTOR * chance, CHANCE_CEILING * (1 + chance) / 2)
+    # Of a set of which nearly all is one class, only the classes tell knowledge from guessing.
+    recall_K = recalls(predicted_N, labels_N, len(counts_K))[counts_K > 0]
+    recall = float(recall_K.mean())
+    if len(recall_K) > 1 and recall < LEAST_RECALL_FACTOR / len(recall_K):
+        raise NearChanceError(
+            f"The model knows hardly any class of the clean set but the most frequent one: the mean recall of "
+            f"{len(recall_K)} classes is {recall:.1%}. Are the labels in the model's class order? Does the input "
+            "normalisation (input.mean, input.std) fit?"
+        )

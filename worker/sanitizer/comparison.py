@@ -24,8 +24,7 @@ def workbench(case: Case, spec: SanitizeSpec, phase: Phase) -> Workbench:
     """What a recipe is given: a generator of its own, and trigger samples only where the specification lets them."""
     return Workbench(
         network=case.network,
-        # A trigger may lead to an answer that is no declared class.
-        num_classes=max(case.num_classes, case.network.num_outputs or 0),
+        num_classes=case.num_classes,
         repair=case.profile,
         select=case.select,
         guide=case.guide if spec.guided_by_trigger_samples else None,

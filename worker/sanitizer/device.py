@@ -43,8 +43,11 @@ def describe(device: torch.device) -> str:
 
 
 @contextmanager
-def deterministic(seed: int) -> Iterator[None]:
-    """Within the block torch draws from `seed` and uses deterministic kernels in full float32."""
+def deterministic(seed: int, target: torch.device) -> Iterator[None]:
+    """Within the block torch draws from `seed` and uses deterministic kernels in full float32.
+
+    Where CUDA has none (the gradients of some poolings, reflections and enlargements) it warns and takes another.
+    """
     # cuBLAS reads this when its handle is made, before the first matrix product on the device.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     strict, warn_only, cudnn, matmul = (
@@ -54,8 +57,7 @@ def deterministic(seed: int) -> Iterator[None]:
         torch.backends.cuda.matmul,
     )
     before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
-    # Where CUDA has no deterministic kernel (adaptive pools of some sizes, reflections, upsampling) it only warns.
-    torch.use_deterministic_algorithms(mode=True, warn_only=torch.cuda.is_available())
+    torch.use_deterministic_algorithms(mode=True, warn_only=target.type == "cuda")
     cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = False, True, False, False
     torch.manual_seed(seed)
     try:

@@ -39,12 +39,12 @@ def predict(network: Network, pixels_NCHW: Tensor) -> Tensor:
 def predict_closely(network: Network, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `predict`, whether each answer is free of NaN and infinity, and its spread, in one pass.
 
-    The spread is how far the largest logit lies above the mean one: (N,) int64, (N,) bool, (N,) float64, on the CPU.
+    The spread is how far the largest logit lies above the median one: (N,) int64, (N,) bool, (N,) float64, on the CPU.
     """
 
     def look(logits_BK: Tensor) -> Tensor:
         wide_BK = logits_BK.double()
-        spread_B = wide_BK.amax(dim=1) - wide_BK.mean(dim=1)
+        spread_B = wide_BK.amax(dim=1) - wide_BK.median(dim=1).values
         return torch.stack([wide_BK.argmax(dim=1), is_finite(logits_BK), spread_B], dim=1)
 
     all_N3 = _over_batches(network, pixels_NCHW, look)

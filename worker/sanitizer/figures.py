@@ -14,7 +14,7 @@ from worker.sanitizer.case import Images
 from worker.sanitizer.evaluate import predict
 from worker.sanitizer.exhibits import Exhibits, Looks
 from worker.sanitizer.network import Network, Site
-from worker.sanitizer.report import MAX_FIGURE_BYTES, FigureInfo
+from worker.sanitizer.report import MAX_ALL_FIGURES_BYTES, MAX_FIGURE_BYTES, FigureInfo
 from worker.sanitizer.trigger import ANYWHERE
 
 MEDIA_TYPE = "image/png"
@@ -30,7 +30,8 @@ class _Folder:
     written: list[FigureInfo] = field(default_factory=list)
 
     def add(self, name: str, title: str, data: bytes) -> None:
-        if len(data) > MAX_FIGURE_BYTES:
+        size = sum(info.size_bytes for info in self.written) + len(data)
+        if len(data) > MAX_FIGURE_BYTES or size > MAX_ALL_FIGURES_BYTES:
             return  # no reader would take it, and a job must not fail over a picture
         (self.path / f"{name}.png").write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()

@@ -125,8 +125,9 @@ def _any_kernel() -> Iterator[None]:
     The last bits of a heat map decide nothing, and a job must not fail over a picture.
     """
     strict = torch.are_deterministic_algorithms_enabled()
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(mode=False)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(mode=strict)
+        torch.use_deterministic_algorithms(mode=strict, warn_only=warns_only)

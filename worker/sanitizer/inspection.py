@@ -42,8 +42,8 @@ SHRINKING = 2 / 3
 MAX_SHRINKS = 4
 # Success rates are kept this far from 0 and 1 before their logit is taken.
 LOGIT_MARGIN = 0.01
-# The median class's mask works on fewer images where gradients are hidden; on 13 networks of the battery it works on
-# 87 % or more.
+# The median class's best mask works on fewer images where gradients are hidden; on 13 networks of the battery the
+# smallest one, which works less, does on 87 % or more.
 SEARCHES_WORK_AT = 0.5
 # With more classes than this a short search for additive perturbations picks those that are looked at closely.
 MAX_CLASSES_INVERTED = 20
@@ -74,7 +74,7 @@ class Findings:
         perturbation_success: Share of images that an additive perturbation of a bounded norm sends to the class.
         natural_size: As `size`, of a witness.
         natural_success: As `perturbation_success`, of a witness.
-        mask_success: Share of the selection images that each mask sends to its class.
+        mask_success: The largest share of the selection images that any mask found sends to the class.
     """
 
     classes: list[int]
@@ -187,6 +187,7 @@ def inspect(
             "nothing can be searched for; look for divisions, roots and logarithms that are not kept from zero"
         )
     masks = to_classes.take(best_K.tolist())
+    shares_T = success(network, to_classes, select.pixels_NCHW, select.labels)
     return Findings(
         classes,
         masks,
@@ -196,7 +197,7 @@ def inspect(
         share_K,
         natural_size_K,
         natural_success_K,
-        success(network, masks, select.pixels_NCHW, select.labels),
+        shares_T.view(-1, len(classes)).amax(dim=0),
     )
 
 

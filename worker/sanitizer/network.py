@@ -26,17 +26,20 @@ from worker.sanitizer.sites import Kind, Site, find_sites
 from worker.sanitizer.sites.finding import layer_depths
 from worker.sanitizer.sites.operators import shape
 from worker.sanitizer.spec import InputSpec
-from worker.sanitizer.straight_through import passing
+from worker.sanitizer.straight_through import blind, passing
 
 __all__ = ["Network", "NetworkRefusedError", "Observer", "Site", "from_graph", "from_module", "frozen"]
 
 # Of the layers left out, named in a refusal.
 MAX_REASONS = 5
-# How far an image's largest logit lies above its mean one, in the median. Outside these bounds gradients are too small
-# or too large for a search, so that a network could hide by one factor in its last layer; it is then looked at as if
-# that were `USUAL_SPREAD`, as of small networks trained by cross-entropy. No answer changes by it.
-SPREADS = (2.0, 100.0)
-USUAL_SPREAD = 10.0
+# How far an image's largest logit lies above its median one, in the median of clean images; some 10 in small networks
+# trained by cross-entropy. Outside these bounds gradients are too small or too large for a search, so that a network
+# could hide by one factor in its last layer; its logits are then brought to the nearer bound. No answer changes by it.
+SPREADS = (1.0, 100.0)
+# Beyond it float32 has no numbers; a network of such logits answers nothing that could be searched for.
+LARGEST_SCALE = 1e30
+# What torch says where a gradient's ingredients are gone.
+_WRITTEN_OVER = "modified by an inplace operation"
 
 Observer = batching.Observer
 
@@ -99,6 +102,10 @@ class Network:
         """The floating-point tensors that gradient descent may change, by state-dict name."""
         return dict(self.graph.named_parameters())
 
+    def blind_operators(self) -> list[str]:
+        """The operators that work on the images and pass no gradient, by their names."""
+        return blind(self.graph)
+
     def fixed_share(self) -> float:
         """The share of the numbers that the graph computes with which no training may change, but for statistics."""
         stored = {str(node.target) for node in self.graph.graph.nodes if node.op == "get_attr"}
@@ -107,7 +114,7 @@ class Network:
         numbers = {
             name: tensor.numel()
             for name, tensor in self.tensors.items()
-            if name in stored - statistics and tensor.is_floating_point()
+            if name in stored - statistics - self.bounds.tensors().keys() and tensor.is_floating_point()
         }
         fixed = sum(number for name, number in numbers.items() if not isinstance(self.tensors[name], nn.Parameter))
         return fixed / max(1, sum(numbers.values()))
@@ -138,10 +145,11 @@ class Network:
         return torch.cat([self._scaled(output) for output in outputs])[: len(inputs_NCHW)]
 
     def scale_logits(self, spread_N: Tensor) -> None:
-        """Bring the logits to a usual spread from now on, if that on clean images is not within `SPREADS`."""
+        """Bring the logits within `SPREADS` from now on, by their spread on clean images."""
         spread = float(spread_N.double().median())
-        if spread > 0 and math.isfinite(spread) and not SPREADS[0] <= spread <= SPREADS[1]:
-            self.logit_scale *= USUAL_SPREAD / spread
+        if spread > 0 and math.isfinite(spread):
+            scale = min(max(spread, SPREADS[0]), SPREADS[1]) / spread
+            self.logit_scale *= scale if 1 / LARGEST_SCALE < scale < LARGEST_SCALE else 1.0
 
     def _scaled(self, output: Any) -> Tensor:  # noqa: ANN401 - what a foreign forward returned
         logits_NK = _logits(output)
@@ -280,9 +288,7 @@ def from_graph(graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | N
     example_NCHW = torch.zeros(batch_size or 2, channels, input_spec.height, input_spec.width, device=device)
     try:
         batching.propagate(graph, example_NCHW)
-        if not _has_gradient(graph, example_NCHW):
-            graph = out_of_place(graph)
-            batching.propagate(graph, example_NCHW)
+        graph = _with_gradient(graph, example_NCHW)
         is_free = batch_size is None or batching.is_free(graph, example_NCHW)
     except batching.RUN_ERRORS as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
@@ -292,24 +298,45 @@ def from_graph(graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | N
         ) from error
     quick = _made_quick(graph, example_NCHW)
     network = _with_sites(Network(graph, input_spec, None if is_free else batch_size, quick=quick))
-    if not _has_gradient(network, example_NCHW):
+    try:
+        has_gradient = _has_gradient(network, example_NCHW)
+    except RuntimeError as error:
+        if _WRITTEN_OVER not in str(error):
+            raise
+        has_gradient = False
+    if not has_gradient:
         raise NetworkRefusedError(
-            "The program passes no gradient from its answers back to its images, as a cast to whole numbers does not, "
-            "so that no trigger could be searched for. Export the network without that step, and prepare the images "
-            "before it."
+            "The program passes no gradient from its answers back to its images, since a cast to whole numbers cuts it "
+            "or a write in place destroys it, so that no trigger could be searched for. Export the network without "
+            "that step, and prepare the images before it."
         )
     return network
 
 
-def _has_gradient(answer: Callable[[Tensor], Any], example_NCHW: Tensor) -> bool:
-    """Whether there is a way back from the logits to the images."""
-    images_NCHW = batching.noise(example_NCHW, len(example_NCHW)).requires_grad_(True)
+def _with_gradient(graph: fx.GraphModule, example_NCHW: Tensor) -> fx.GraphModule:
+    """The graph, or one of the same answers that does not write over what its gradient needs."""
     try:
-        with torch.enable_grad():
-            total = _logits(answer(images_NCHW)).sum()
-            return total.requires_grad and None not in torch.autograd.grad(total, images_NCHW, allow_unused=True)
-    except RuntimeError:  # what the gradient needs was written over
-        return False
+        _has_gradient(graph, example_NCHW)
+    except RuntimeError as error:
+        if _WRITTEN_OVER not in str(error):
+            raise
+        noise_NCHW = batching.noise(example_NCHW, len(example_NCHW))
+        made, expected = out_of_place(graph), batching.logits_or_none(graph, noise_NCHW)
+        if expected is not None and batching.agree(batching.logits_or_none(made, noise_NCHW), expected):
+            return made
+    return graph
+
+
+def _has_gradient(answer: Callable[[Tensor], Any], example_NCHW: Tensor) -> bool:
+    """Whether there is a way back from the logits to the images.
+
+    Raises:
+        RuntimeError: What the gradient needs was written over, or the network does not run.
+    """
+    images_NCHW = batching.noise(example_NCHW, len(example_NCHW)).requires_grad_(True)
+    with torch.enable_grad():
+        total = _logits(answer(images_NCHW)).sum()
+        return total.requires_grad and None not in torch.autograd.grad(total, images_NCHW, allow_unused=True)
 
 
 def _made_quick(graph: fx.GraphModule, example_NCHW: Tensor) -> fx.GraphModule:

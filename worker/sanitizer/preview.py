@@ -74,7 +74,7 @@ def preview(
         findings.append(Finding(severity="refusal", code=error.code, message=error.message))
     agreement = None
     if network is not None and data.labels_N is not None and _can_be_judged(data, architecture, input_spec):
-        with device.deterministic(0):
+        with device.deterministic(0, target):
             agreement = agreements.judge(network, dataset.pixels(data.images_NCHW), data.labels_N, input_spec, progress)
         findings += agreements.findings(agreement, architecture.num_classes)
     num_images = len(data.images_NCHW)

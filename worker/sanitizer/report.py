@@ -9,6 +9,7 @@ from typing import Literal
 
 SCHEMA_VERSION = 1
 MAX_FIGURE_BYTES = 2 * 1024 * 1024
+MAX_ALL_FIGURES_BYTES = 8 * 1024 * 1024  # the report's page holds them all
 
 RepairStatus = Literal["repaired", "partly_repaired", "not_repaired", "not_attempted"]
 Norm = Literal["linf", "l1", "l2"]
@@ -177,15 +178,15 @@ class FileDigest:
 class ClassEvidence:
     """What the synthesised triggers say about one class.
 
-    `mask_size` is the ℓ1 norm of the smallest mask, in pixels, and `mask_success` the share of the selection images
-    that it sends to the class; `prominence` the logarithm of how many times smaller it is than the median class's;
-    `ease` the logit of `perturbation_success` less the median class's. The natural values are those of a witness, a
-    small network that was taught on clean images alone, and what is in excess of prominence and ease is what a line
-    through the classes' natural values does not explain. `unlearning_cost` is the divergence (nats) on clean images of
-    the network that unlearnt the class on trial, `relief` the logarithm of how many times cheaper that was than for the
-    median class tried. `strength` is the mean of excess prominence, relief and half the excess ease, `loudness` the
-    median of prominence, relief and half the ease, each held to its threshold unless two of the three agree; the
-    verdict goes by these two. All four are null for classes that were not tried.
+    `mask_size` is the ℓ1 norm of the smallest mask, in pixels, and `mask_success` the largest share of the selection
+    images that any mask found sends to the class; `prominence` the logarithm of how many times smaller it is than the
+    median class's; `ease` the logit of `perturbation_success` less the median class's. The natural values are those of
+    a witness, a small network that was taught on clean images alone, and what is in excess of prominence and ease is
+    what a line through the classes' natural values does not explain. `unlearning_cost` is the divergence (nats) on
+    clean images of the network that unlearnt the class on trial, `relief` the logarithm of how many times cheaper that
+    was than for the median class tried. `strength` is the mean of excess prominence, relief and half the excess ease,
+    `loudness` the median of prominence, relief and half the ease, each held to its threshold unless two of the three
+    agree; the verdict goes by these two. All four are null for classes that were not tried.
     """
 
     class_index: int

@@ -26,7 +26,7 @@ from worker.sanitizer.spec import AccuracyBudget, ArchitectureSpec, InputSpec, S
 
 # Of what a network computes with; smaller shares are tables of positions, masks and the like.
 NOTEWORTHY_FIXED_SHARE = 0.05
-# Classes that a warning names.
+# Classes, or operators, that a warning names.
 MAX_NAMED = 10
 
 Progress = Callable[[str, int, int], None]
@@ -93,7 +93,7 @@ def sanitize(
         raise InvalidSpecError(f"spec.inputs `{spec.inputs}` needs a triggered dataset. Send one, or use `synthetic`.")
     target = device.choose(spec.device)
     clock = Clock(progress)
-    with device.deterministic(spec.seed):
+    with device.deterministic(spec.seed, target):
         with clock.phase("load"):
             case = cases.load(
                 checkpoint_path=checkpoint_path,
@@ -225,10 +225,18 @@ def _warnings(case: Case, digests: Sequence[TensorDigest], lost: Mapping[int, fl
             f"{fixed:.0%} of the numbers that the network computes with can be changed by no training: they are "
             "constants of the file, or stored where nothing can be overwritten. Export its weights as parameters."
         )
+    operators = case.network.blind_operators()
+    if operators:
+        named = ", ".join(operators[:MAX_NAMED])
+        warnings.append(
+            f"No gradient passes some of the network's operators ({named}): a trigger that works behind them alone is "
+            "found by no search."
+        )
     outputs = case.network.num_outputs
     if outputs is not None and outputs > case.num_classes:
         warnings.append(
-            f"The network has {outputs} answers for {case.num_classes} declared classes; a trigger may lead to any."
+            f"The network has {outputs} answers for {case.num_classes} declared classes; triggers that lead to the "
+            "others were not searched for. Declare every class."
         )
     if capped:
         warnings.append("Operators were added to the network: the file that comes back bounds activations.")

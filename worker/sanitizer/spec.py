@@ -256,7 +256,8 @@ class SanitizeSpec:
             and does nothing else; the others are published baselines and ignore those fields.
         prune: Whether `auto` silences channels. Without it the repair alone is done, within an accuracy budget.
         repair: Whether `auto` trains after pruning.
-        max_rounds: How often `auto` may train, 1 to 3; it stops by itself where a round was enough.
+        max_rounds: How many rounds of training `auto` may try, 1 to 3; it stops by itself where one was enough. The
+            first is done twice where it breaks the accuracy budget.
         caps: Whether `auto`, within an accuracy budget, may bound activations: behind a repair, and without one where
             triggers still work after pruning. That adds operators to the file, so that only an exported program (.pt2)
             or an ONNX file, in single precision, can carry it.
@@ -316,6 +317,7 @@ class SanitizeSpec:
             isinstance(self.selection, Selection),
             f"selection must be an object of a kind among {', '.join(SELECTIONS)}",
         )
+        _require(self.prune or self.recipe != "prune", "prune: false leaves nothing to do for the recipe prune")
         _require(
             self.prune or isinstance(self.selection, AccuracyBudget),
             "prune: false goes with a selection of kind accuracy_budget: the other kinds say how much to prune",
@@ -348,8 +350,8 @@ class SanitizeSpec:
         return self.inputs in NEEDS_TRIGGER_SAMPLES and any(one in USES_INPUTS for one in (self.recipe, *self.compare))
 
     def of_compared(self, recipe: Recipe) -> SanitizeSpec:
-        """What a recipe of `compare` is asked for: the same, and nothing to compare it with."""
-        return replace(self, recipe=recipe, compare=[])
+        """What a recipe of `compare` is asked for: the same, and nothing to compare it with; `prune` prunes."""
+        return replace(self, recipe=recipe, compare=[], prune=self.prune or recipe == "prune")
 
 
 def parse_spec(value: dict[str, Any]) -> SanitizeSpec:

@@ -2,8 +2,10 @@
 
 import json
 
+import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune  # noqa: F401 - nn.utils.prune
 
 from tests.sanitizer.programs.conftest import WEIGHTS, export, zipped
 from worker.sanitizer import checkpoint
@@ -68,3 +70,24 @@ def test_a_program_that_flags_no_parameter_is_the_same_network(exported, tmp_pat
     expected, network = read(whole)[1], read(flat)[1]
     assert set(network.parameters()) == set(expected.parameters())
     assert [site.name for site in network.sites] == [site.name for site in expected.sites]
+
+
+class Filtered(nn.Module):
+    """A network with a fixed filter before it, and a convolution some of whose weights are masked away."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 64, 3, padding=1), nn.Linear(64, 4)
+        nn.utils.prune.l1_unstructured(self.conv, "weight", 0.5)
+        self.register_buffer("blur", torch.full((3, 1, 3, 3), 1 / 9))
+
+    def forward(self, x):
+        blurred = nn.functional.conv2d(x, self.blur, padding=1, groups=3)
+        return self.head(torch.relu(self.conv(blurred)).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_masks_and_fixed_filters_stay_as_they_are(tmp_path):
+    _, network = read(export(Filtered().eval(), tmp_path / "filtered.pt2"))
+    assert not any("mask" in name or "blur" in name for name in network.parameters())
+    assert {"conv.weight_orig", "conv.bias", "head.weight", "head.bias"} == set(network.parameters())

@@ -9,6 +9,7 @@ import torch
 from tests.sanitizer.conftest import answered
 from worker.sanitizer import variety
 from worker.sanitizer import verdict as verdicts
+from worker.sanitizer.errors import InvalidSpecError
 from worker.sanitizer.recipes import RECIPES, judging
 from worker.sanitizer.recipes import rounds as rounds_of_repair
 from worker.sanitizer.recipes.walk_back import WALK_BACK
@@ -356,3 +357,27 @@ def test_no_more_rounds_follow_than_were_asked_for(shortened, monkeypatch, most)
     spec = SanitizeSpec(selection=FixedFraction(fraction=0.1), max_rounds=most)
     outcome, _, _ = shortened(spec)
     assert outcome.repair.rounds == most
+
+
+@pytest.mark.parametrize(("most", "trained"), [(1, 1), (2, 2), (3, 3)])
+def test_a_round_that_is_taken_back_counts_as_tried(shortened, monkeypatch, most, trained):
+    auto = importlib.import_module("worker.sanitizer.recipes.auto")
+    monkeypatch.setattr(auto, "_estimate", lambda *_: SyntheticAttackSuccess(before=1.0, after=0.9, num_triggers=1))
+    monkeypatch.setattr(auto, "standing_out", lambda *_, **__: [3])
+    outcome, made, _ = shortened(SanitizeSpec(selection=FixedFraction(fraction=0.1), max_rounds=most))
+    assert outcome.repair.rounds == 1
+    assert len([name for name, _, _ in made.phases if name in {"repair", "repair_again"}]) == trained
+
+
+@pytest.mark.parametrize(
+    "fields", [{"max_rounds": 0}, {"max_rounds": 4}, {"prune": 1}, {"recipe": "prune", "prune": False},
+               {"prune": False, "selection": FixedFraction(fraction=0.1)}]
+)  # fmt: skip
+def test_steps_that_contradict_each_other_are_refused(fields):
+    with pytest.raises(InvalidSpecError):
+        SanitizeSpec(**fields)
+
+
+def test_a_recipe_that_prunes_does_so_beside_an_auto_that_does_not():
+    spec = SanitizeSpec(prune=False, compare=["prune", "ft"])
+    assert (spec.of_compared("prune").prune, spec.of_compared("ft").prune) == (True, False)

@@ -7,7 +7,11 @@ import torch
 
 from worker.sanitizer.evaluate import predict, wilson
 from worker.sanitizer.exhibits import Suspected
+from worker.sanitizer.recipes import RECIPES, carry_out, inversion
 from worker.sanitizer.recipes.estimate import estimated, interval, worst
+from worker.sanitizer.recipes.workbench import NOT_JUDGED, Outcome
+from worker.sanitizer.report import Choice, Verdict
+from worker.sanitizer.spec import FixedFraction, SanitizeSpec
 from worker.sanitizer.trigger import ANYWHERE, Triggers
 
 
@@ -63,3 +67,31 @@ def test_a_search_that_diverged_counts_as_a_success(suspect, planted):
     triggers.pattern_TCHW[1, 0, 0, 0] = torch.nan
     assert worst(bench.network, [triggers.take([0])], bench.select).value < 0.5
     assert worst(bench.network, [triggers], bench.select).value == 1.0
+
+
+def test_recipes_that_search_and_do_not_judge_have_an_estimate(suspect, monkeypatch):
+    monkeypatch.setattr(inversion, "SYNTHESIS_STEPS", 30)
+    for inputs, has_one in (("synthetic", True), ("clean", False)):
+        spec = SanitizeSpec(recipe="prune", inputs=inputs, selection=FixedFraction(fraction=0.3))
+        made = suspect(spec=spec)
+        outcome = carry_out("prune", made.bench)
+        assert (outcome.estimate is not None) == has_one
+        if has_one:
+            (one,) = outcome.triggers
+            select = made.bench.select
+            assert outcome.estimate.before == one.success
+            assert outcome.estimate.after == worst(made.bench.network, [one.trigger], select).value
+
+
+def test_a_network_that_was_judged_and_left_alone_has_none(suspect, monkeypatch):
+    bench = suspect().bench
+    one = Suspected(triggers=synthesised(bench), which=0, success=0.9)
+    for verdict, has_one in ((Verdict(verdict="clean", reason="."), False), (NOT_JUDGED, True)):
+        outcome = Outcome(choice=Choice(num_pruned=0, num_in_scope=0, reason="."), triggers=[one], verdict=verdict)
+        monkeypatch.setitem(RECIPES, "ft", lambda _, outcome=outcome: outcome)
+        assert (carry_out("ft", bench).estimate is not None) == has_one
+
+
+def synthesised(bench):
+    shape = bench.select.pixels_NCHW.shape[1:]
+    return Triggers("mask", torch.tensor([0]), torch.zeros(1, 1, *shape[1:]), torch.zeros(1, *shape))

@@ -13,6 +13,8 @@ from torch import fx, nn
 
 aten = torch.ops.aten
 
+# Of a network's weights.
+NOTEWORTHY_SHARE = 0.05
 # Where layers have their weights and biases; products have one on either side.
 _WEIGHTS = {
     aten.conv1d.default: (1, 2),
@@ -36,10 +38,23 @@ _WEIGHTS = {
 
 
 def let_learn(graph: fx.GraphModule, names: Collection[str]) -> None:
-    """Make parameters of those floating-point buffers among `names` that a layer's weight or bias is made of."""
-    read = {name for name in _weights(graph.graph) if name in names}
+    """Make parameters of those floating-point buffers among `names` that a layer's weight or bias is made of.
+
+    Only where no parameter has a part in that weight, so that masks and the like stay as they are, and where such
+    weights are more than `NOTEWORTHY_SHARE` of all: a filter that is fixed for good is no weight to learn.
+    """
     buffers = dict(graph.named_buffers(remove_duplicate=False))
-    chosen = {id(buffers[name]) for name in read if name in buffers and buffers[name].is_floating_point()}
+    parameters = dict(graph.named_parameters())
+    chosen = {
+        id(buffers[name])
+        for made_of in _weights(graph.graph)
+        if not made_of & parameters.keys()
+        for name in made_of & buffers.keys() & set(names)
+        if buffers[name].is_floating_point()
+    }
+    held = sum({id(buffer): buffer.numel() for buffer in buffers.values() if id(buffer) in chosen}.values())
+    if held <= NOTEWORTHY_SHARE * (held + sum(parameter.numel() for parameter in parameters.values())):
+        return
     made: dict[int, nn.Parameter] = {}
     for name, buffer in buffers.items():
         if id(buffer) in chosen:
@@ -49,8 +64,8 @@ def let_learn(graph: fx.GraphModule, names: Collection[str]) -> None:
             owner.register_parameter(leaf, made.setdefault(id(buffer), nn.Parameter(buffer)))
 
 
-def _weights(graph: fx.Graph) -> Iterator[str]:
-    """The stored tensors that layers read as weights, directly or worked out of others without the images."""
+def _weights(graph: fx.Graph) -> Iterator[set[str]]:
+    """What each weight or bias of a layer is made of: the names of stored tensors, if the images have no part in it."""
     of_images: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" or any(source in of_images for source in node.all_input_nodes):
@@ -59,7 +74,7 @@ def _weights(graph: fx.Graph) -> Iterator[str]:
         for position in _WEIGHTS.get(node.target, ()):
             argument = node.args[position] if position < len(node.args) else None
             if isinstance(argument, fx.Node) and argument not in of_images:
-                yield from _stored(argument)
+                yield set(_stored(argument))
 
 
 def _stored(node: fx.Node) -> Iterator[str]:

@@ -19,7 +19,7 @@ from worker.sanitizer.recipes.nc_unlearn import nc_unlearn
 from worker.sanitizer.recipes.prune import paper, prune
 from worker.sanitizer.recipes.rnp import rnp
 from worker.sanitizer.recipes.walk_back import is_finite
-from worker.sanitizer.recipes.workbench import Outcome, Phase, Recipe, Workbench
+from worker.sanitizer.recipes.workbench import NOT_JUDGED, Outcome, Phase, Recipe, Workbench
 
 RECIPES: dict[str, Recipe] = {
     "auto": auto,
@@ -58,7 +58,7 @@ class RecipeDivergedError(SanitizerError):
 
 
 def carry_out(name: str, bench: Workbench) -> Outcome:
-    """Run the recipe of this name; where it synthesised triggers and estimated nothing, try them on what it left.
+    """Run the recipe of this name; where it judges nothing and synthesised triggers, try them on what it left.
 
     Raises:
         RecipeDivergedError: The network is left with weights that are not finite.
@@ -70,7 +70,7 @@ def carry_out(name: str, bench: Workbench) -> Outcome:
             f"Recipe `{name}` diverged on this network: it left weights that are not finite, so nothing was written. "
             "Use another recipe."
         )
-    if outcome.estimate is None and outcome.triggers:
+    if outcome.triggers and outcome.estimate is None and outcome.verdict is NOT_JUDGED:
         found = [one.trigger for one in outcome.triggers]
         outcome = replace(outcome, estimate=estimated(bench.network, outcome.triggers, found, bench.select))
     return outcome

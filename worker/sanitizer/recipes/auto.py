@@ -106,7 +106,7 @@ def _repair(known: Judged, outcome: Outcome, budget: AccuracyBudget | None) -> O
     class still stands out, whoever was suspected: the next round is aimed at it.
     """
     bench, before, findings, suspicion = known.bench, known.before, known.findings, known.suspicion
-    network, mask, most = bench.network, outcome.mask, bench.spec.max_rounds
+    network, mask, attempts_left = bench.network, outcome.mask, bench.spec.max_rounds - 1
     sure = known.verdict.verdict == "backdoored"
     course = course_for(bench, suspicion)
     taught = suspicion.taught
@@ -118,7 +118,8 @@ def _repair(known: Judged, outcome: Outcome, budget: AccuracyBudget | None) -> O
     first = first_round(bench, taught, before, pruned, course, mask, right_before_N, budget)
     share, course = first.share_kept, first.course
     estimate, rounds = _estimate(bench, outcome, suspicion), 1
-    if sure and estimate.after > REPAIRED_AT and rounds < most:
+    if sure and estimate.after > REPAIRED_AT and attempts_left:
+        attempts_left -= 1
         kept = snapshot(network)
         unlearn_again(bench, findings, taught, before, course, mask)
         if _is_admissible(bench, right_before_N, budget):
@@ -127,7 +128,7 @@ def _repair(known: Judged, outcome: Outcome, budget: AccuracyBudget | None) -> O
                 estimate, rounds, kept = again, rounds + 1, snapshot(network)
         network.load(kept)
     left = _standing_out(bench, findings)
-    if left and rounds < most:
+    if left and attempts_left:
         kept = snapshot(network)
         unlearn_aimed(bench, taught, before, course, mask, left)
         if _is_admissible(bench, right_before_N, budget):

@@ -24,8 +24,8 @@ NUM_TRIALS = 6
 PROMINENT = 0.6
 # What a trial costs is read off this many patchworks of each image.
 NUM_PATCHWORKS = 8
-# Of a half, in float32; so many are kept at the least.
-MAX_ASKED_BYTES = 512 * 1024 * 1024
+# Of a half, in float32: 500 images of 224 x 224 get three patchworks each. So many are kept at the least.
+MAX_ASKED_BYTES = 1024 * 1024 * 1024
 LEAST_ASKED = 64
 # Gradient steps on each half of the images.
 TRIAL_STEPS = 100

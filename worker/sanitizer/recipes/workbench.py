@@ -40,7 +40,7 @@ class Workbench:
 
     Attributes:
         network: The suspect in float32 on the device. The recipe leaves its result in these very tensors.
-        num_classes: K, the network's answers; no image need be of the last ones.
+        num_classes: K.
         repair: Clean labelled images to profile and to train with.
         select: Other clean labelled images, to choose with and never to train on.
         guide: Trigger samples, only where the specification lets them guide.
