@@ -28,6 +28,7 @@ from benchmarks.battery import metrics, provenance, rows
 from benchmarks.battery.catalogue import ModelConfig, all_models
 from benchmarks.battery.train import cache_folder, evaluate, read_record
 from benchmarks.battery.trial import WEIGHTS, Form, Trial, prepare, reactivated
+from worker.sanitizer.device import DeviceNotAvailableError, choose
 from worker.sanitizer.errors import InvalidSpecError, SanitizerError
 from worker.sanitizer.report import Report, to_json
 from worker.sanitizer.sanitize import sanitize
@@ -235,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0", help="seeds of the clean set and of the product, such as 0,1,2")
     parser.add_argument("--clean-images", type=int, default=500)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's choice")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--shard", default="0/1", help="0/2 and 1/2 share the jobs between two processes")
     parser.add_argument(
         "--library", default=None, help="name of the library's version; default: a digest of its source"
@@ -250,10 +251,11 @@ def main(arguments: list[str] | None = None) -> int:
     folder = cache_folder()
     recipes = options.recipes.split(",")
     try:
+        chosen = choose(options.device).type
         for recipe in recipes:
             form_of(recipe)
-            make_spec(recipe, seed=0, device=options.device)
-    except InvalidSpecError as error:
+            make_spec(recipe, seed=0, device=chosen)
+    except (InvalidSpecError, DeviceNotAvailableError) as error:
         print(error, file=sys.stderr)
         return 2
     jobs = plan(
@@ -262,7 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
         seeds=[int(seed) for seed in options.seeds.split(",")],
         num_images=options.clean_images,
         library=options.library or provenance.library_version(),
-        device=options.device,
+        device=chosen,
     )
     part, _, parts = options.shard.partition("/")
     jobs = jobs[int(part) :: int(parts)]

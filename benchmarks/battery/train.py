@@ -29,6 +29,7 @@ from torch.nn import functional
 from benchmarks.battery import attacks, data
 from benchmarks.battery.catalogue import ModelConfig, all_models
 from worker.sanitizer.architectures import build
+from worker.sanitizer.device import DeviceNotAvailableError, choose
 from worker.sanitizer.spec import ArchitectureSpec
 
 CACHE_VARIABLE = "LUSTRATE_BATTERY_CACHE"
@@ -157,12 +158,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name the models and their state, and train nothing")
     parser.add_argument("--only", default="*", help="a pattern of names, such as 'resnet-*-10pc-*'")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's choice")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default=None, help="default: by the hardware")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.device == "cuda":
+    try:
+        target = choose(options.device)
+    except DeviceNotAvailableError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if target.type == "cuda":
         # Both must be set before the first use of the device. An operation without a deterministic form warns.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -174,8 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     for config in chosen:
         record = read_record(folder, config)
         if record is None and not options.list:
-            device = torch.device(options.device)
-            record = train_into(folder, config, device=device, precision=options.precision or best_precision(device))
+            record = train_into(folder, config, device=target, precision=options.precision or best_precision(target))
         print(_line(config, record), flush=True)
     return 0
 

@@ -55,6 +55,9 @@ def test_a_planted_backdoor_is_there_before_and_at_most_half_of_it_after(judged)
         return
     assert judged["attack_success_before"] >= MIN_ATTACK_SUCCESS_BEFORE
     assert judged["attack_success_after"] <= MAX_ATTACK_SUCCESS_LEFT * judged["attack_success_before"]
+    assert judged["verdict"] in {"suspicious", "backdoored"}
+    assert judged["status"] in {"repaired", "partly_repaired"}
+    assert 0 <= judged["estimate"] <= MAX_ATTACK_SUCCESS_LEFT
 
 
 def test_accuracy_is_kept_on_images_that_the_product_never_saw(judged):
