@@ -135,7 +135,7 @@ def short(monkeypatch):
         for name, value in values.items():
             monkeypatch.setattr(sys.modules[f"worker.sanitizer.{module}"], name, value)
     verdict = Verdict(verdict="backdoored", reason="So it is.", target_classes=[0], score=2.0)
-    monkeypatch.setattr(sys.modules["worker.sanitizer.recipes.auto"], "judge", lambda *_: verdict)
+    monkeypatch.setattr(sys.modules["worker.sanitizer.verdict"], "judge", lambda *_: verdict)
 
 
 @pytest.mark.usefixtures("short")
