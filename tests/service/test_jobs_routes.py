@@ -137,6 +137,13 @@ def test_trigger_samples_are_asked_for_only_where_they_guide(api, spec):
 @pytest.mark.parametrize(
     "spec",
     [
+        {"max_rounds": 0},
+        {"max_rounds": 10**30},
+        {"max_rounds": None},
+        {"prune": "no such thing"},
+        {"recipe": "prune", "prune": False},
+        {"prune": False, "selection": {"kind": "fixed_fraction", "fraction": 0.1}},
+        {"recipe": "judge", "compare": ["judge"]},
         {"criterion": "l0"},
         {"surprise": 1},
         {"seed": -1},

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
@@ -288,7 +288,10 @@ def from_graph(graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | N
     example_NCHW = torch.zeros(batch_size or 2, channels, input_spec.height, input_spec.width, device=device)
     try:
         batching.propagate(graph, example_NCHW)
-        graph = _with_gradient(graph, example_NCHW)
+        has_gradient = _has_gradient(graph, example_NCHW)
+        if not has_gradient:
+            graph = _private_writes_undone(graph, example_NCHW)
+            has_gradient = _has_gradient(graph, example_NCHW)
         is_free = batch_size is None or batching.is_free(graph, example_NCHW)
     except batching.RUN_ERRORS as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
@@ -296,47 +299,39 @@ def from_graph(graph: fx.GraphModule, input_spec: InputSpec, batch_size: int | N
             f"The program does not run on {channels} channels of {input_spec.height} by {input_spec.width} pixels: "
             f"{reason}. Check input.height, input.width and architecture.in_channels."
         ) from error
-    quick = _made_quick(graph, example_NCHW)
-    network = _with_sites(Network(graph, input_spec, None if is_free else batch_size, quick=quick))
-    try:
-        has_gradient = _has_gradient(network, example_NCHW)
-    except RuntimeError as error:
-        if _WRITTEN_OVER not in str(error):
-            raise
-        has_gradient = False
     if not has_gradient:
         raise NetworkRefusedError(
             "The program passes no gradient from its answers back to its images, since a cast to whole numbers cuts it "
             "or a write in place destroys it, so that no trigger could be searched for. Export the network without "
             "that step, and prepare the images before it."
         )
-    return network
+    quick = _made_quick(graph, example_NCHW)
+    return _with_sites(Network(graph, input_spec, None if is_free else batch_size, quick=quick))
 
 
-def _with_gradient(graph: fx.GraphModule, example_NCHW: Tensor) -> fx.GraphModule:
-    """The graph, or one of the same answers that does not write over what its gradient needs."""
+def _private_writes_undone(graph: fx.GraphModule, example_NCHW: Tensor) -> fx.GraphModule:
+    """One that does not write over what its gradient needs, if it answers alike; else the graph itself."""
+    noise_NCHW = batching.noise(example_NCHW, len(example_NCHW))
+    made, expected = out_of_place(graph), batching.logits_or_none(graph, noise_NCHW)
+    is_same = expected is not None and batching.agree(batching.logits_or_none(made, noise_NCHW), expected)
+    return made if is_same else graph
+
+
+def _has_gradient(graph: fx.GraphModule, example_NCHW: Tensor) -> bool:
+    """Whether there is a way back from the logits to the images, of which nothing was written over.
+
+    Raises:
+        RuntimeError: The graph does not run.
+    """
+    images_NCHW = batching.noise(example_NCHW, len(example_NCHW)).requires_grad_(True)
     try:
-        _has_gradient(graph, example_NCHW)
+        with torch.enable_grad():
+            total = _logits(graph(images_NCHW)).sum()
+            return total.requires_grad and None not in torch.autograd.grad(total, images_NCHW, allow_unused=True)
     except RuntimeError as error:
         if _WRITTEN_OVER not in str(error):
             raise
-        noise_NCHW = batching.noise(example_NCHW, len(example_NCHW))
-        made, expected = out_of_place(graph), batching.logits_or_none(graph, noise_NCHW)
-        if expected is not None and batching.agree(batching.logits_or_none(made, noise_NCHW), expected):
-            return made
-    return graph
-
-
-def _has_gradient(answer: Callable[[Tensor], Any], example_NCHW: Tensor) -> bool:
-    """Whether there is a way back from the logits to the images.
-
-    Raises:
-        RuntimeError: What the gradient needs was written over, or the network does not run.
-    """
-    images_NCHW = batching.noise(example_NCHW, len(example_NCHW)).requires_grad_(True)
-    with torch.enable_grad():
-        total = _logits(answer(images_NCHW)).sum()
-        return total.requires_grad and None not in torch.autograd.grad(total, images_NCHW, allow_unused=True)
+        return False
 
 
 def _made_quick(graph: fx.GraphModule, example_NCHW: Tensor) -> fx.GraphModule:

@@ -108,7 +108,7 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
     strength for which two speak, or else one that is loud though nature explains it; `suspicious` one of some strength.
     """
     strength_T, loudness_T = strength(candidates), loudness(candidates)
-    evidence = _evidence(findings, candidates)
+    evidence = _evidence(findings, candidates, strength_T, loudness_T)
     if num_classes < MIN_CLASSES:
         return Verdict(
             verdict="inconclusive", target_classes=[], score=None, evidence=evidence,
@@ -147,8 +147,10 @@ def judge(findings: Findings, candidates: Sequence[Candidate], num_classes: int)
     )
 
 
-def _evidence(findings: Findings, candidates: Sequence[Candidate]) -> list[ClassEvidence]:
-    relief_T, strength_T, loudness_T = relief(candidates), strength(candidates), loudness(candidates)
+def _evidence(
+    findings: Findings, candidates: Sequence[Candidate], strength_T: Tensor, loudness_T: Tensor
+) -> list[ClassEvidence]:
+    relief_T = relief(candidates)
     tried = {candidate.target: row for row, candidate in enumerate(candidates)}
     return [
         ClassEvidence(

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import fx, nn
 
+from worker.sanitizer.programs.ancestry import Ancestry
+
 aten = torch.ops.aten
 
 # Of a network's weights.
@@ -66,10 +68,7 @@ def let_learn(graph: fx.GraphModule, names: Collection[str]) -> None:
 
 def _weights(graph: fx.Graph) -> Iterator[set[str]]:
     """What each weight or bias of a layer is made of: the names of stored tensors, if the images have no part in it."""
-    of_images: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or any(source in of_images for source in node.all_input_nodes):
-            of_images.add(node)
+    of_images = Ancestry(next(iter(graph.find_nodes(op="placeholder"))))
     for node in graph.nodes:
         for position in _WEIGHTS.get(node.target, ()):
             argument = node.args[position] if position < len(node.args) else None
